@@ -1,0 +1,151 @@
+/*
+ * connection.h
+ *		The interface behind which every kind of remote stands.
+ *
+ * A connection delivers rows of remote tables as datums of the types that the
+ * caller names, which are the local ones: whatever a remote's types and wire
+ * format are, nothing outside its connection file learns of them.  One read
+ * goes
+ *
+ *		pos_connection_get		a session, kept between runs
+ *		begin					snapshot; which tables changed since their position
+ *		describe				both sides' columns compared, all mismatches listed
+ *		request, next ...		the rows of every table asked for, in order
+ *		finish					snapshot released, session kept
+ *
+ * An error anywhere leaves the session to the transaction callback of its
+ * connection file, which drops it unless it is known to be idle.  No function
+ * here uses SPI or touches a local table.
+ */
+#ifndef POSSYNC_CONNECTION_H
+#define POSSYNC_CONNECTION_H
+
+#include "foreign/foreign.h"
+#include "nodes/pg_list.h"
+
+/* What a connection is able to do; callers ask a bit, never the kind. */
+#define POS_CAP_SNAPSHOT	0x01	/* all tables of one read are seen at one moment */
+#define POS_CAP_CHANGED		0x02	/* can read only what changed since a position */
+
+/* In which form a column is delivered */
+typedef enum PosForm
+{
+	POS_FORM_VALUE,				/* as type and typmod say */
+	POS_FORM_KEY,				/* int8 if the remote column is an integer, else its
+								 * text; describe sets type to INT8OID or TEXTOID */
+	POS_FORM_TEXT				/* its text, whatever its type; type is TEXTOID */
+} PosForm;
+
+/* A column asked of a remote table */
+typedef struct PosColumn
+{
+	const char *remote;			/* as the remote spells it, not quoted */
+	const char *local;			/* the local column, for messages */
+	PosForm		form;
+	Oid			type;
+	int32		typmod;
+} PosColumn;
+
+/*
+ * A remote table taking part in a read.  The caller fills the first part and
+ * keeps it unchanged until finish; the connection fills the second.
+ */
+typedef struct PosTable
+{
+	const char *remote;			/* as the remote spells it: schema.table, quoted
+								 * where it has to be */
+	const char *local;			/* the local table, for messages */
+	int			ncolumns;
+	PosColumn  *columns;
+	int			nkey;			/* the first nkey columns are the key; one column
+								 * has form KEY, several have form TEXT */
+	int			nchange;		/* change columns; 0: every row is read */
+	const char **change;
+	const char *position;		/* read what changed at or after it; NULL: all */
+	const char *source;			/* identity of the source position belongs to */
+	int			nretry;			/* rows to read in any case: nretry * nkey key
+								 * values in text form, nkey for each row */
+	const char **retry;
+
+	/* set by begin */
+	bool		changed;		/* whether a read may find rows */
+	const char *next_position;	/* to be stored once the rows are written; NULL:
+								 * the table has no usable change column */
+	bool		settled;		/* next_position is past every row there now, so
+								 * that storing it spares the next read */
+} PosTable;
+
+/* What begin tells about the source */
+typedef struct PosSnapshot
+{
+	TimestampTz now;			/* the source's clock */
+	TimestampTz complete;		/* everything committed before is in the snapshot */
+	const char *source;			/* identity of this incarnation of the source */
+} PosSnapshot;
+
+typedef struct PosConnection PosConnection;
+
+typedef struct PosConnectionOps
+{
+	const char *wrapper;		/* the foreign data wrapper it serves */
+	int			capabilities;
+
+	/*
+	 * Returns an open session for a user mapping, a kept one where there is
+	 * one.  Errors as the remote reports them.
+	 */
+	PosConnection *(*get) (ForeignServer *server, UserMapping *mapping);
+
+	/*
+	 * Opens a snapshot and finds out which of the tables changed since their
+	 * positions, in one round trip.  A position whose source is another one
+	 * counts as none.  Positions and snapshot are allocated in the caller's
+	 * memory context.
+	 */
+	void		(*begin) (PosConnection *connection, PosTable **tables, int ntables,
+						  PosSnapshot *snapshot);
+
+	/*
+	 * Compares the columns asked for with what the remote has and fills the
+	 * types of key columns.  Returns a list of sentences (char *), one for
+	 * every table or column that is missing or not assignable; NIL if all is
+	 * well.
+	 */
+	List	   *(*describe) (PosConnection *connection, PosTable **tables, int ntables);
+
+	/*
+	 * Requests the rows of all tables given; they are then delivered by next,
+	 * table after table in this order.
+	 */
+	void		(*request) (PosConnection *connection, PosTable **tables, int ntables);
+
+	/*
+	 * Delivers the next row of the current table into values and nulls
+	 * (ncolumns each; by-reference values live in the current memory context).
+	 * Returns false after its last row; the following call then begins the next
+	 * table.
+	 */
+	bool		(*next) (PosConnection *connection, Datum *values, bool *nulls);
+
+	/* Releases the snapshot and keeps the session. Does not wait for the remote. */
+	void		(*finish) (PosConnection *connection);
+
+	/* Bytes received since begin */
+	uint64		(*received) (PosConnection *connection);
+} PosConnectionOps;
+
+/* Embedded as the first member of every kind's own session struct */
+struct PosConnection
+{
+	const PosConnectionOps *ops;
+	ForeignServer *server;
+};
+
+/* in connection.c */
+extern PosConnection *pos_connection_get(const char *servername);
+extern const PosConnectionOps *pos_connection_ops(const char *wrapper);
+
+/* in connection_postgres.c */
+extern const PosConnectionOps pos_connection_postgres;
+
+#endif							/* POSSYNC_CONNECTION_H */
