@@ -62,10 +62,10 @@ $(shell echo '$(BUILD_FOR)' >.built-for)
 endif
 $(OBJS): .built-for
 
-indent: all
+indent:
 	scripts/indent
 
-indent-check: all
+indent-check:
 	scripts/indent --check
 
 .PHONY: indent indent-check
