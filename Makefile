@@ -34,12 +34,12 @@ ISOLATION_OPTS = --inputdir=test --load-extension=possync
 EXTRA_CLEAN = $(wildcard src/*.d) .built-for results output_iso \
 	regression.diffs regression.out
 
-# Only what PostgreSQL looks up is exported; PostgreSQL 15 would export all.
-PG_CPPFLAGS = -I$(libpq_srcdir) -MMD -MP \
-	-D'PGDLLEXPORT=__attribute__((visibility("default")))'
-PG_CFLAGS = -fvisibility=hidden -Wall -Wextra -Werror \
+PG_CPPFLAGS = -I$(libpq_srcdir) -MMD -MP
+PG_CFLAGS = -Wall -Wextra -Werror \
 	-Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers
-SHLIB_LINK = $(libpq)
+
+# Only what PostgreSQL looks up is exported; PostgreSQL 15 would export all.
+SHLIB_LINK = $(libpq) -Wl,--version-script=src/exports.map
 
 # Minor releases brought this check of connection options, so no version tells.
 ifneq ($(shell grep -l libpqsrv_check_proxy_conninfo_opts \
@@ -61,6 +61,7 @@ ifneq ($(BUILD_FOR),$(shell cat .built-for 2>/dev/null))
 $(shell echo '$(BUILD_FOR)' >.built-for)
 endif
 $(OBJS): .built-for
+possync.so: src/exports.map
 
 indent:
 	scripts/indent
