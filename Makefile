@@ -53,14 +53,15 @@ override with_llvm = no
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
-# Objects depend on the headers they saw, and on the version of PostgreSQL.
+# Objects depend on the headers they saw, on flags and on the version of
+# PostgreSQL.
 -include $(wildcard src/*.d)
 
 BUILD_FOR := $(shell $(PG_CONFIG) --version)
 ifneq ($(BUILD_FOR),$(shell cat .built-for 2>/dev/null))
 $(shell echo '$(BUILD_FOR)' >.built-for)
 endif
-$(OBJS): .built-for
+$(OBJS): .built-for Makefile
 possync.so: src/exports.map
 
 indent:
