@@ -19,7 +19,8 @@ SELECT * FROM possync_add_model('price_list', server => 'hq');
 -- What will be copied, how rows are recognised, and why:
 SELECT * FROM possync_tree('product');
 
--- A unit is recognised by its symbol, not made a second time.
+-- No constraint tells what makes a unit unique.  We know: it is recognised by
+-- its symbol, instead of being made a second time.
 SELECT possync_set_field('unit', 'symbol', match => true);
 
 -- What would happen?

@@ -17,4 +17,4 @@ WITH shelf AS (
 INSERT INTO barcode (product, code) SELECT id, '4006381333931' FROM product;
 
 UPDATE product SET cost_price = 7.77 WHERE sku = 'P0000042';
-UPDATE template SET name = 'mature coast cheese' WHERE code = 'T000017';
+UPDATE template SET name = 'dark ginger soap, 100 g' WHERE code = 'T000017';
