@@ -1,0 +1,510 @@
+/*
+ * bind.c
+ *		What becomes of every row that was read: known by a translation, matched
+ *		with a local row, to be created, or left out.
+ *
+ * Every model is received into two row sets, known and unknown.  Known rows
+ * are compared first, so that a row which gave up a match field's value does
+ * not stand in the way of a new one that took it.  Unknown ones are then
+ * matched; creates get their keys here, before anything is written, so that
+ * references within a component can be translated in any order.
+ *
+ * The first load of a model into an empty table knows beforehand that nothing
+ * is known and nothing matches, so its rows need not be gathered.
+ */
+#include "possync.h"
+
+#include "access/xact.h"
+#include "executor/executor.h"
+#include "executor/spi.h"
+#include "optimizer/optimizer.h"
+#include "rewrite/rewriteHandler.h"
+#include "sync.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+/* Appends a staged row to a set and numbers it. */
+static void
+put(PosRowset *rowset, Datum *values, bool *nulls)
+{
+	values[POS_STAGE_N] = Int64GetDatum(pos_rowset_count(rowset) + 1);
+	nulls[POS_STAGE_N] = false;
+	pos_rowset_put(rowset, values, nulls);
+}
+
+/* Whether the local table of a model has no row at all. */
+static bool
+is_empty(PosModel *model)
+{
+	if (model->has_translations)
+		return false;
+	if (SPI_execute(psprintf("SELECT 1 FROM %s t", model->table_sql),
+					false, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not look into table %s", model->name);
+	SPI_freetuptable(SPI_tuptable);
+	return SPI_processed == 0;
+}
+
+static bool
+has_match_field(PosModel *model)
+{
+	for (int i = 0; i < model->nwritten; i++)
+		if (model->written[i]->match)
+			return true;
+	return false;
+}
+
+/* Makes ready for the defaults of key columns that are made here. */
+static void
+prepare_key(PosModel *model)
+{
+	if (model->econtext != NULL)
+		return;
+	model->econtext = CreateStandaloneExprContext();
+	for (int i = 0; i < model->nkey; i++)
+	{
+		PosField   *field = model->key[i];
+		Node	   *expression;
+
+		if (field->copy || field->supplier != NULL || field->fixed != NULL)
+			continue;
+		expression = build_column_default(model->rel, field->attnum);
+		if (expression == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_NOT_NULL_VIOLATION),
+					 errmsg("key column \"%s\" of table %s is not copied and has no default",
+							field->name, model->name)));
+		field->key_default = ExecInitExpr(expression_planner((Expr *) expression),
+										  NULL);
+	}
+}
+
+/* Gives a row to be created its local key. */
+static void
+make_key(PosModel *model, Datum *values, bool *nulls)
+{
+	for (int i = 0; i < model->nkey; i++)
+	{
+		PosField   *field = model->key[i];
+
+		if (field->key_default == NULL)
+			continue;
+		ResetExprContext(model->econtext);
+		values[field->staged] = ExecEvalExpr(field->key_default, model->econtext,
+											 &nulls[field->staged]);
+	}
+	values[POS_STAGE_LOCAL] =
+		pos_key_from_columns(model, &values[POS_STAGE_FIRST]);
+	nulls[POS_STAGE_LOCAL] = false;
+}
+
+/* A row is to be created; all that identifies it is translated. */
+static void
+create(PosRun *run, PosModel *model, Datum *values, bool *nulls)
+{
+	model->counts.created++;
+	if (!run->dry)
+	{
+		prepare_key(model);
+		make_key(model, values, nulls);
+	}
+	pos_translation_add(run, model, values[POS_STAGE_REMOTE],
+						values[POS_STAGE_LOCAL], true);
+	if (model->component->inner)
+		put(model->creates, values, nulls);
+	else if (!run->dry)
+		pos_write_create(run, model, values, nulls);
+}
+
+/* A row nothing is known of and nothing matches. */
+static void
+create_if_allowed(PosRun *run, PosModel *model, Datum *values, bool *nulls)
+{
+	if (model->on_unknown == POS_MATCH_ONLY)
+		model->counts.left_out++;
+	else
+		create(run, model, values, nulls);
+}
+
+/* A row is linked with a local one by its match fields. */
+static void
+link_row(PosRun *run, PosModel *model, Datum local, Datum *values, bool *nulls)
+{
+	values[POS_STAGE_LOCAL] = local;
+	nulls[POS_STAGE_LOCAL] = false;
+	pos_key_to_columns(model, local, &values[POS_STAGE_FIRST]);
+	memset(&nulls[POS_STAGE_FIRST], false, model->nkey * sizeof(bool));
+	model->counts.matched++;
+	pos_translation_add(run, model, values[POS_STAGE_REMOTE], local, false);
+	if (model->update_matched)
+		put(model->known, values, nulls);
+}
+
+/* Decides upon one unknown row; see PosMatchCallback. */
+static void
+decide(PosRun *run, PosModel *model, Datum *values, bool *nulls,
+	   List *candidates, bool shared, char *linked)
+{
+	Datum		remote = values[POS_STAGE_REMOTE];
+
+	if (list_length(candidates) == 1 && !shared)
+		link_row(run, model, PointerGetDatum(linitial(candidates)), values,
+				 nulls);
+	else if (candidates != NIL)
+		pos_quarantine_reject(run, model, remote, "ambiguous",
+							  shared ?
+							  "several remote rows match the same local row" :
+							  psprintf("%d local rows match",
+									   list_length(candidates)),
+							  candidates, values, nulls);
+	else if (linked != NULL)
+		pos_quarantine_reject(run, model, remote, "linked",
+							  psprintf("the local row that matches, %s, is linked with another remote row",
+									   linked),
+							  NIL, values, nulls);
+	else
+		create_if_allowed(run, model, values, nulls);
+}
+
+/* Sorts one received row into known and unknown ones. */
+static void
+receive_row(PosRun *run, PosModel *model, bool all_new, Datum *values,
+			bool *nulls, bool pending)
+{
+	Datum		local;
+	bool		made;
+
+	if (all_new)
+	{
+		create(run, model, values, nulls);
+		return;
+	}
+	switch (pos_translation_find(run, model, values[POS_STAGE_REMOTE], &local,
+								 &made))
+	{
+		case POS_FOUND:
+			values[POS_STAGE_LOCAL] = local;
+			nulls[POS_STAGE_LOCAL] = false;
+			pos_key_to_columns(model, local, &values[POS_STAGE_FIRST]);
+			memset(&nulls[POS_STAGE_FIRST], false, model->nkey * sizeof(bool));
+			if (pending)
+				model->counts.updated++;
+			else
+				put(model->known, values, nulls);
+			break;
+		case POS_MISSING:
+			/* what refers to a row that is only to be made matches nothing */
+			if (pending)
+				create_if_allowed(run, model, values, nulls);
+			else
+				put(model->unknown, values, nulls);
+			break;
+		case POS_PENDING:
+			break;				/* the remote has the same key twice */
+	}
+}
+
+/*
+ * Receives all rows of a model from the connection.  Rows that refer to
+ * something that is not here are left out.
+ */
+void
+pos_bind_receive(PosRun *run, PosModel *model)
+{
+	const PosConnectionOps *ops = run->connection->ops;
+	int			natts = model->stage->natts;
+	Datum	   *wire = palloc(model->table.ncolumns * sizeof(Datum));
+	bool	   *wirenulls = palloc(model->table.ncolumns * sizeof(bool));
+	Datum	   *values = palloc(natts * sizeof(Datum));
+	bool	   *nulls = palloc(natts * sizeof(bool));
+	bool		all_new;
+	MemoryContext old;
+
+	model->known = pos_rowset_create(psprintf("possync_known_%d", model->id),
+									 model->stage);
+	model->unknown = pos_rowset_create(psprintf("possync_rows_%d", model->id),
+									   model->stage);
+	model->creates = pos_rowset_create(psprintf("possync_creates_%d", model->id),
+									   model->stage);
+	model->empty = is_empty(model);
+	all_new = model->empty && !model->component->inner &&
+		model->on_unknown != POS_MATCH_ONLY;
+
+	old = MemoryContextSwitchTo(run->row);
+	for (;;)
+	{
+		PosReference *missing;
+		bool		pending;
+
+		MemoryContextReset(run->row);
+		if (!ops->next(run->connection, wire, wirenulls))
+			break;
+		model->counts.read++;
+		missing = pos_translate_row(run, model, wire, wirenulls, values, nulls,
+									&pending);
+		if (missing != NULL)
+			pos_translate_reject(run, model, missing, values, nulls);
+		else
+			receive_row(run, model, all_new, values, nulls, pending);
+	}
+	MemoryContextSwitchTo(old);
+	pfree(wire);
+	pfree(wirenulls);
+	pfree(values);
+	pfree(nulls);
+}
+
+/*
+ * Binds unknown rows whose match fields are complete; the others go to later.
+ */
+static void
+bind_rows(PosRun *run, PosModel *model, PosRowset *rows)
+{
+	Datum	   *values;
+	bool	   *nulls;
+
+	if (pos_rowset_count(rows) == 0)
+		return;
+	if (!model->empty && model->on_unknown != POS_CREATE_ONLY &&
+		has_match_field(model))
+	{
+		pos_match_rows(run, model, rows, decide);
+		return;
+	}
+	pos_rowset_rewind(rows);
+	while (pos_rowset_next(rows, &values, &nulls))
+	{
+		MemoryContext old;
+
+		MemoryContextReset(run->row);
+		old = MemoryContextSwitchTo(run->row);
+		create_if_allowed(run, model, values, nulls);
+		MemoryContextSwitchTo(old);
+	}
+}
+
+/*
+ * Binds those unknown rows of a model that are recognised by nothing that is
+ * still unbound, and keeps the others.  Returns whether there were any.
+ */
+static bool
+bind_round(PosRun *run, PosModel *model)
+{
+	PosRowset  *ready = pos_rowset_create(psprintf("possync_rows_%d", model->id),
+										  model->stage);
+	PosRowset  *later = pos_rowset_create(psprintf("possync_rows_%d", model->id),
+										  model->stage);
+	Datum	   *values;
+	bool	   *nulls;
+	bool		any;
+
+	pos_rowset_rewind(model->unknown);
+	while (pos_rowset_next(model->unknown, &values, &nulls))
+	{
+		MemoryContext old;
+		bool		pending;
+
+		MemoryContextReset(run->row);
+		old = MemoryContextSwitchTo(run->row);
+		if (pos_translate_inner(run, model, true, values, nulls, &pending) != NULL)
+			put(later, values, nulls);
+		else if (pending)
+			create_if_allowed(run, model, values, nulls);
+		else
+			put(ready, values, nulls);
+		MemoryContextSwitchTo(old);
+	}
+	any = pos_rowset_count(later) < pos_rowset_count(model->unknown);
+	bind_rows(run, model, ready);
+	pos_translation_flush(run);
+	pos_rowset_free(ready);
+	pos_rowset_free(model->unknown);
+	model->unknown = later;
+	return any;
+}
+
+/* Whether all key columns that are not made here have their values. */
+static bool
+key_is_complete(PosModel *model, bool *nulls)
+{
+	for (int i = 0; i < model->nkey; i++)
+		if (model->key[i]->supplier != NULL && nulls[model->key[i]->staged])
+			return false;
+	return true;
+}
+
+/*
+ * Binds the unknown rows of a component whose models are recognised by
+ * references within it: in rounds, from the rows that refer to nothing unbound
+ * down to those that refer to them.  What is left refers to itself in a
+ * circle, or to something that is not here.
+ */
+static void
+bind_in_rounds(PosRun *run, PosComponent *component)
+{
+	bool		progress = true;
+	ListCell   *lc;
+
+	while (progress)
+	{
+		progress = false;
+		foreach(lc, component->models)
+		{
+			PosModel   *model = lfirst(lc);
+
+			if (pos_rowset_count(model->unknown) > 0 && bind_round(run, model))
+				progress = true;
+		}
+	}
+	foreach(lc, component->models)
+	{
+		PosModel   *model = lfirst(lc);
+		Datum	   *values;
+		bool	   *nulls;
+
+		pos_rowset_rewind(model->unknown);
+		while (pos_rowset_next(model->unknown, &values, &nulls))
+		{
+			MemoryContext old;
+
+			MemoryContextReset(run->row);
+			old = MemoryContextSwitchTo(run->row);
+			if (key_is_complete(model, nulls))
+				create_if_allowed(run, model, values, nulls);
+			else
+				pos_quarantine_reject(run, model, values[POS_STAGE_REMOTE],
+									  "dependency",
+									  "its key refers to a row that is not here",
+									  NIL, values, nulls);
+			MemoryContextSwitchTo(old);
+		}
+	}
+	pos_translation_flush(run);
+}
+
+/*
+ * Translates the references within the component of a set of rows.  Rows whose
+ * parent is not bound are left out and, if they were to be created, unlinked.
+ * Returns whether any was unlinked.
+ */
+static bool
+translate_rows(PosRun *run, PosModel *model, PosRowset **rows, bool creates)
+{
+	PosRowset  *done = pos_rowset_create(psprintf("possync_%s_%d",
+												  creates ? "creates" : "known",
+												  model->id), model->stage);
+	Datum	   *values;
+	bool	   *nulls;
+	bool		unlinked = false;
+
+	pos_rowset_rewind(*rows);
+	while (pos_rowset_next(*rows, &values, &nulls))
+	{
+		PosReference *missing;
+		bool		pending;
+		MemoryContext old;
+
+		MemoryContextReset(run->row);
+		old = MemoryContextSwitchTo(run->row);
+		missing = pos_translate_inner(run, model, false, values, nulls, &pending);
+		if (missing == NULL)
+		{
+			if (pending && !creates)
+				model->counts.updated++;
+			else
+				put(done, values, nulls);
+		}
+		else
+		{
+			pos_quarantine_missing(run, missing->parent, values[missing->staged]);
+			pos_translate_reject(run, model, missing, values, nulls);
+			if (creates)
+			{
+				model->counts.created--;
+				pos_translation_remove(run, model, values[POS_STAGE_REMOTE]);
+				unlinked = true;
+			}
+		}
+		MemoryContextSwitchTo(old);
+	}
+	pos_rowset_free(*rows);
+	*rows = done;
+	return unlinked;
+}
+
+/* Translates and writes the rows of a component that refers to itself. */
+static void
+settle_inner(PosRun *run, PosComponent *component)
+{
+	bool		unlinked = true;
+	ListCell   *lc;
+
+	while (unlinked)
+	{
+		unlinked = false;
+		foreach(lc, component->models)
+		{
+			PosModel   *model = lfirst(lc);
+
+			if (translate_rows(run, model, &model->creates, true))
+				unlinked = true;
+		}
+	}
+	foreach(lc, component->models)
+		translate_rows(run, lfirst(lc), &((PosModel *) lfirst(lc))->known, false);
+}
+
+/* Hands the rows to be created of a component that refers to itself on. */
+static void
+write_creates(PosRun *run, PosModel *model)
+{
+	Datum	   *values;
+	bool	   *nulls;
+
+	pos_rowset_rewind(model->creates);
+	while (pos_rowset_next(model->creates, &values, &nulls))
+		pos_write_create(run, model, values, nulls);
+}
+
+static void
+free_rows(PosModel *model)
+{
+	pos_rowset_free(model->known);
+	pos_rowset_free(model->unknown);
+	pos_rowset_free(model->creates);
+	model->known = model->unknown = model->creates = NULL;
+}
+
+/*
+ * Binds and writes the rows received for all models of a component.
+ */
+void
+pos_bind_component(PosRun *run, PosComponent *component)
+{
+	PosModel   *first = linitial(component->models);
+	ListCell   *lc;
+
+	if (!component->inner)
+	{
+		pos_write_compare(run, first);
+		bind_rows(run, first, first->unknown);
+		pos_translation_flush(run);
+		pos_write_flush(run, component);
+		pos_write_compare(run, first);
+	}
+	else
+	{
+		bind_in_rounds(run, component);
+		settle_inner(run, component);
+		if (!run->dry)
+			foreach(lc, component->models)
+				write_creates(run, lfirst(lc));
+		pos_write_flush(run, component);
+		foreach(lc, component->models)
+			pos_write_compare(run, lfirst(lc));
+	}
+	pos_write_flush(run, component);
+	foreach(lc, component->models)
+		free_rows(lfirst(lc));
+}

@@ -1,0 +1,327 @@
+/*
+ * bulk.c
+ *		Inserting many rows into one table below SQL, as COPY FROM does.
+ *
+ * Rows are gathered and handed to the table in batches; indexes, checks,
+ * generated columns, defaults and AFTER ROW triggers are served as COPY serves
+ * them.  What COPY would do row by row (BEFORE triggers) or what a statement
+ * does and COPY does not (rules, policies) makes a table unfit for this way;
+ * pos_bulk_possible tells, and the caller then inserts by SQL.
+ *
+ * A foreign key that the caller has proven for all rows can be spared: its
+ * check is then not queued.  Nothing is switched off for anybody else.
+ */
+#include "possync.h"
+
+#include "access/heapam.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "bulk.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_trigger.h"
+#include "commands/trigger.h"
+#include "compat.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "rewrite/rewriteHandler.h"
+#include "utils/acl.h"
+#include "utils/memutils.h"
+#include "utils/rls.h"
+#include "utils/snapmgr.h"
+
+/* As many rows, or bytes, as COPY gathers */
+#define MAX_ROWS	1000
+#define MAX_BYTES	65535
+
+struct PosBulk
+{
+	Relation	rel;
+	EState	   *estate;
+	ResultRelInfo *target;
+	BulkInsertState state;
+	MemoryContext context;		/* reset after every batch */
+	TupleTableSlot *slots[MAX_ROWS];
+	int			nrows;
+	Size		nbytes;
+	int			ncolumns;		/* columns supplied by the caller */
+	AttrNumber *columns;
+	int			ndefaults;		/* columns that get their default */
+	AttrNumber *defaults;
+	ExprState **expressions;
+	bool		has_after_row;	/* the table's own value, see set_spared */
+	bool		hold;			/* see pos_bulk_hold */
+};
+
+/*
+ * Whether rows can be inserted into a table this way by the current user with
+ * the same effect as by INSERT.
+ */
+bool
+pos_bulk_possible(Relation rel)
+{
+	TriggerDesc *triggers = rel->trigdesc;
+
+	if (rel->rd_rel->relkind != RELKIND_RELATION || rel->rd_rules != NULL)
+		return false;
+	if (pg_class_aclcheck(RelationGetRelid(rel), GetUserId(),
+						  ACL_INSERT) != ACLCHECK_OK)
+		return false;
+	if (check_enable_rls(RelationGetRelid(rel), InvalidOid, true) != RLS_NONE)
+		return false;
+	return triggers == NULL ||
+		!(triggers->trig_insert_before_row ||
+		  triggers->trig_insert_instead_row ||
+		  triggers->trig_insert_before_statement ||
+		  triggers->trig_insert_after_statement ||
+		  triggers->trig_insert_new_table);
+}
+
+/* Prepares the defaults of the columns that the caller does not supply. */
+static void
+prepare_defaults(PosBulk *bulk)
+{
+	TupleDesc	desc = RelationGetDescr(bulk->rel);
+
+	bulk->defaults = palloc(desc->natts * sizeof(AttrNumber));
+	bulk->expressions = palloc(desc->natts * sizeof(ExprState *));
+	for (int a = 0; a < desc->natts; a++)
+	{
+		Form_pg_attribute attr = TupleDescAttr(desc, a);
+		Node	   *expression;
+		bool		supplied = bulk->columns == NULL;
+
+		for (int i = 0; i < bulk->ncolumns && !supplied; i++)
+			supplied = bulk->columns[i] == attr->attnum;
+		if (supplied || attr->attisdropped || attr->attgenerated)
+			continue;
+		expression = build_column_default(bulk->rel, attr->attnum);
+		if (expression == NULL)
+			continue;
+		bulk->defaults[bulk->ndefaults] = attr->attnum;
+		bulk->expressions[bulk->ndefaults++] =
+			ExecInitExpr(expression_planner((Expr *) expression), NULL);
+	}
+}
+
+/*
+ * Opens a table for inserting.  The caller supplies the given columns of
+ * every row (NULL: all of them, in order).  The relation must stay open.
+ */
+PosBulk *
+pos_bulk_open(Relation rel, int ncolumns, AttrNumber *columns)
+{
+	PosBulk    *bulk = palloc0(sizeof(PosBulk));
+	MemoryContext old;
+
+	bulk->rel = rel;
+	bulk->ncolumns = columns == NULL ? RelationGetDescr(rel)->natts : ncolumns;
+	bulk->columns = columns;
+	bulk->context = AllocSetContextCreate(CurrentMemoryContext,
+										  "possync bulk insert",
+										  ALLOCSET_DEFAULT_SIZES);
+	bulk->estate = CreateExecutorState();
+	old = MemoryContextSwitchTo(bulk->estate->es_query_cxt);
+	pos_init_range_table(bulk->estate, rel);
+	bulk->target = makeNode(ResultRelInfo);
+	ExecInitResultRelation(bulk->estate, bulk->target, 1);
+	CheckValidResultRel(bulk->target, CMD_INSERT);
+	ExecOpenIndices(bulk->target, false);
+	prepare_defaults(bulk);
+	MemoryContextSwitchTo(old);
+	bulk->state = GetBulkInsertState();
+	if (bulk->target->ri_TrigDesc != NULL)
+		bulk->has_after_row = bulk->target->ri_TrigDesc->trig_insert_after_row;
+	return bulk;
+}
+
+/* Recomputes whether any AFTER ROW trigger is left to be queued. */
+static void
+update_after_row(PosBulk *bulk)
+{
+	TriggerDesc *triggers = bulk->target->ri_TrigDesc;
+	bool		any = false;
+
+	for (int i = 0; i < triggers->numtriggers; i++)
+	{
+		Trigger    *trigger = &triggers->triggers[i];
+
+		any = any || (TRIGGER_TYPE_MATCHES(trigger->tgtype, TRIGGER_TYPE_ROW,
+										   TRIGGER_TYPE_AFTER,
+										   TRIGGER_TYPE_INSERT) &&
+					  trigger->tgenabled != TRIGGER_DISABLED);
+	}
+	triggers->trig_insert_after_row = bulk->has_after_row && any;
+}
+
+/*
+ * Says whether the check of a foreign key is spared for the rows put from now
+ * on.  This touches the trigger list of this insert alone.
+ */
+void
+pos_bulk_spare(PosBulk *bulk, Oid constraint, bool spare)
+{
+	TriggerDesc *triggers = bulk->target->ri_TrigDesc;
+
+	if (triggers == NULL)
+		return;
+	for (int i = 0; i < triggers->numtriggers; i++)
+	{
+		Trigger    *trigger = &triggers->triggers[i];
+
+		if (trigger->tgconstraint != constraint ||
+			RI_FKey_trigger_type(trigger->tgfoid) != RI_TRIGGER_FK)
+			continue;
+		if (spare && trigger->tgenabled == TRIGGER_FIRES_ON_ORIGIN)
+			trigger->tgenabled = TRIGGER_DISABLED;
+		else if (!spare && trigger->tgenabled == TRIGGER_DISABLED)
+		{
+			pos_bulk_flush(bulk);
+			trigger->tgenabled = TRIGGER_FIRES_ON_ORIGIN;
+		}
+	}
+	update_after_row(bulk);
+}
+
+/*
+ * Holds back the triggers that flushing queues, until the caller's own
+ * AfterTriggerEndQuery, as if several tables were filled by one statement:
+ * rows of a cycle of foreign keys can then be inserted in any order.
+ */
+void
+pos_bulk_hold(PosBulk *bulk)
+{
+	bulk->hold = true;
+}
+
+/*
+ * Fires what was held back since the caller's AfterTriggerBeginQuery.  Any of
+ * the bulks concerned will do.
+ */
+void
+pos_bulk_fire(PosBulk *bulk)
+{
+	PushActiveSnapshot(GetTransactionSnapshot());
+	AfterTriggerEndQuery(bulk->estate);
+	PopActiveSnapshot();
+}
+
+/*
+ * Takes one row, whose values are copied.  Returns true when it is time to
+ * flush.
+ */
+bool
+pos_bulk_put(PosBulk *bulk, Datum *values, bool *nulls)
+{
+	TupleTableSlot *slot = bulk->slots[bulk->nrows];
+	MemoryContext old;
+
+	if (slot == NULL)
+	{
+		old = MemoryContextSwitchTo(bulk->estate->es_query_cxt);
+		slot = bulk->slots[bulk->nrows] = table_slot_create(bulk->rel, NULL);
+		MemoryContextSwitchTo(old);
+	}
+	ResetPerTupleExprContext(bulk->estate);
+	if (bulk->columns == NULL)
+	{
+		memcpy(slot->tts_values, values, bulk->ncolumns * sizeof(Datum));
+		memcpy(slot->tts_isnull, nulls, bulk->ncolumns * sizeof(bool));
+	}
+	else
+	{
+		memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts);
+		for (int i = 0; i < bulk->ncolumns; i++)
+		{
+			slot->tts_values[bulk->columns[i] - 1] = values[i];
+			slot->tts_isnull[bulk->columns[i] - 1] = nulls[i];
+		}
+		for (int i = 0; i < bulk->ndefaults; i++)
+			slot->tts_values[bulk->defaults[i] - 1] =
+				ExecEvalExprSwitchContext(bulk->expressions[i],
+										  GetPerTupleExprContext(bulk->estate),
+										  &slot->tts_isnull[bulk->defaults[i] - 1]);
+	}
+	ExecStoreVirtualTuple(slot);
+
+	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(bulk->estate));
+	if (bulk->rel->rd_att->constr != NULL)
+	{
+		if (bulk->rel->rd_att->constr->has_generated_stored)
+			ExecComputeStoredGenerated(bulk->target, bulk->estate, slot,
+									   CMD_INSERT);
+		ExecConstraints(bulk->target, slot, bulk->estate);
+	}
+	MemoryContextSwitchTo(old);
+	bulk->nbytes += ExecFetchSlotHeapTuple(slot, true, NULL)->t_len;
+	bulk->nrows++;
+	return bulk->nrows == MAX_ROWS || bulk->nbytes > MAX_BYTES;
+}
+
+/* Enters one inserted row into the indexes and queues its triggers. */
+static void
+finish_row(PosBulk *bulk, TupleTableSlot *slot)
+{
+	List	   *recheck = NIL;
+
+	if (bulk->target->ri_NumIndices > 0)
+		recheck = pos_insert_index_tuples(bulk->target, slot, bulk->estate);
+	ExecARInsertTriggers(bulk->estate, bulk->target, slot, recheck, NULL);
+	list_free(recheck);
+	ExecClearTuple(slot);
+}
+
+/*
+ * Writes the rows put so far and fires their triggers, unless these are held
+ * back.  Afterwards the rows are visible to statements.
+ */
+void
+pos_bulk_flush(PosBulk *bulk)
+{
+	MemoryContext old;
+
+	if (bulk->nrows == 0)
+		return;
+	CHECK_FOR_INTERRUPTS();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (!bulk->hold)
+		AfterTriggerBeginQuery();
+
+	old = MemoryContextSwitchTo(bulk->context);
+	table_multi_insert(bulk->rel, bulk->slots, bulk->nrows,
+					   GetCurrentCommandId(true), 0, bulk->state);
+	for (int i = 0; i < bulk->nrows; i++)
+	{
+		ResetPerTupleExprContext(bulk->estate);
+		finish_row(bulk, bulk->slots[i]);
+	}
+	bulk->nrows = 0;
+	bulk->nbytes = 0;
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(bulk->context);
+
+	CommandCounterIncrement();
+	if (!bulk->hold)
+	{
+		UpdateActiveSnapshotCommandId();
+		AfterTriggerEndQuery(bulk->estate);
+	}
+	PopActiveSnapshot();
+}
+
+/* Writes what is left and frees everything but the relation. */
+void
+pos_bulk_close(PosBulk *bulk)
+{
+	pos_bulk_flush(bulk);
+	for (int i = 0; i < MAX_ROWS && bulk->slots[i] != NULL; i++)
+		ExecDropSingleTupleTableSlot(bulk->slots[i]);
+	FreeBulkInsertState(bulk->state);
+	table_finish_bulk_insert(bulk->rel, 0);
+	ExecCloseResultRelations(bulk->estate);
+	ExecCloseRangeTableRelations(bulk->estate);
+	FreeExecutorState(bulk->estate);
+	MemoryContextDelete(bulk->context);
+	pfree(bulk);
+}

@@ -1,0 +1,190 @@
+/*
+ * history.c
+ *		What a run leaves behind: its row of synchronize_history, and positions.
+ *
+ * The row is written once, at the end, in the transaction of the run.  A
+ * position is moved only when the run wrote something for its model, or when
+ * moving it spares the next run a read; a run that found nothing to do writes
+ * nothing but history.
+ */
+#include "possync.h"
+
+#include "catalog/pg_type.h"
+#include "commands/sequence.h"
+#include "funcapi.h"
+#include "store.h"
+#include "sync.h"
+#include "utils/builtins.h"
+#include "utils/json.h"
+#include "utils/timestamp.h"
+
+/* Reserves the number of a run. */
+int32
+pos_history_next_id(void)
+{
+	pos_store_execute("SELECT pg_catalog.nextval('@.synchronize_history_id_seq'"
+					  "::regclass)::int4", 0, NULL, NULL, NULL);
+	return atoi(SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1));
+}
+
+static bool
+wrote_something(PosModel *model)
+{
+	return model->counts.created + model->counts.matched +
+		model->counts.updated + model->counts.left_out > 0;
+}
+
+/* Stores the positions reached. */
+void
+pos_history_positions(PosRun *run)
+{
+	Oid			types[] = {INT2OID, TEXTOID, TEXTOID, INT4OID};
+	ListCell   *lc;
+
+	foreach(lc, run->tree->models)
+	{
+		PosModel   *model = lfirst(lc);
+		PosTable   *table = &model->table;
+		Datum		values[4];
+
+		if (!table->changed || table->next_position == NULL)
+			continue;
+		if (model->position != NULL && !wrote_something(model) &&
+			!table->settled)
+			continue;
+		values[0] = Int16GetDatum(model->id);
+		values[1] = CStringGetTextDatum(table->next_position);
+		values[2] = CStringGetTextDatum(run->snapshot.source);
+		values[3] = Int32GetDatum(run->id);
+		pos_store_execute("INSERT INTO @.synchronize_position"
+						  " (model, position, source, run)"
+						  " VALUES ($1, $2, $3, $4)"
+						  " ON CONFLICT (model) DO UPDATE SET"
+						  " position = EXCLUDED.position,"
+						  " source = EXCLUDED.source, run = EXCLUDED.run",
+						  4, types, values, NULL);
+	}
+}
+
+/* Returns counts, time and position of every model, as the text of JSON. */
+static char *
+models_json(PosRun *run, PosCounts *total)
+{
+	StringInfoData buf;
+	ListCell   *lc;
+
+	memset(total, 0, sizeof(PosCounts));
+	initStringInfo(&buf);
+	appendStringInfoChar(&buf, '{');
+	if (run->tree != NULL)
+		foreach(lc, run->tree->models)
+		{
+			PosModel   *model = lfirst(lc);
+			PosCounts  *c = &model->counts;
+
+			total->read += c->read;
+			total->created += c->created;
+			total->matched += c->matched;
+			total->updated += c->updated;
+			total->unchanged += c->unchanged;
+			total->left_out += c->left_out;
+			if (!model->table.changed)
+				continue;
+			if (buf.len > 1)
+				appendStringInfoString(&buf, ", ");
+			escape_json(&buf, model->name);
+			appendStringInfo(&buf, ": {\"read\": " INT64_FORMAT
+							 ", \"created\": " INT64_FORMAT
+							 ", \"matched\": " INT64_FORMAT
+							 ", \"updated\": " INT64_FORMAT
+							 ", \"unchanged\": " INT64_FORMAT
+							 ", \"left_out\": " INT64_FORMAT
+							 ", \"milliseconds\": %.3f",
+							 c->read, c->created, c->matched, c->updated,
+							 c->unchanged, c->left_out, model->milliseconds);
+			if (model->table.next_position != NULL)
+			{
+				appendStringInfoString(&buf, ", \"position\": ");
+				escape_json(&buf, model->table.next_position);
+			}
+			appendStringInfoChar(&buf, '}');
+		}
+	appendStringInfoChar(&buf, '}');
+	return buf.data;
+}
+
+#define SET_TEXT(i, string) \
+	do { \
+		nulls[i] = (string) == NULL ? 'n' : ' '; \
+		if ((string) != NULL) \
+			values[i] = CStringGetTextDatum(string); \
+	} while (0)
+
+/*
+ * Writes the row of a finished run and returns it as a composite value, in
+ * the memory context that was current before SPI was connected.  error is
+ * that of a failed run, or NULL.  A dry run's row is only returned.
+ */
+Datum
+pos_history_record(PosRun *run, const char *model, TimestampTz started,
+				   ErrorData *error)
+{
+	static const Oid types[] = {
+		INT4OID, TEXTOID, NAMEOID, TEXTOID, TEXTOID, TIMESTAMPTZOID,
+		TIMESTAMPTZOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID,
+		INT8OID, TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
+		TEXTOID
+	};
+	static const char *const list =
+		"SELECT $1 AS id, $2 AS model, $3 AS server, $4 AS direction,"
+		" $5 AS status, $6 AS started_at, $7 AS finished_at, $8 AS rows_read,"
+		" $9 AS rows_created, $10 AS rows_matched, $11 AS rows_updated,"
+		" $12 AS rows_unchanged, $13 AS rows_left_out, $14 AS bytes_received,"
+		" $15 AS position, $16::jsonb AS models, $17 AS error, $18 AS sqlstate,"
+		" $19 AS error_detail, $20 AS error_hint, $21 AS error_context";
+	Datum		values[21] = {0};
+	char		nulls[22];
+	PosCounts	total;
+	char	   *models = models_json(run, &total);
+	HeapTuple	tuple;
+
+	memset(nulls, ' ', sizeof(nulls));
+	nulls[21] = '\0';
+	values[0] = Int32GetDatum(run->id);
+	nulls[0] = run->dry ? 'n' : ' ';
+	SET_TEXT(1, model);
+	values[2] = DirectFunctionCall1(namein, CStringGetDatum(run->tree ? run->tree->server : ""));
+	SET_TEXT(3, "pull");
+	SET_TEXT(4, error != NULL ? "failed" : run->dry ? "dry run" : "ok");
+	values[5] = TimestampTzGetDatum(started);
+	values[6] = TimestampTzGetDatum(GetCurrentTimestamp());
+	values[7] = Int64GetDatum(total.read);
+	values[8] = Int64GetDatum(total.created);
+	values[9] = Int64GetDatum(total.matched);
+	values[10] = Int64GetDatum(total.updated);
+	values[11] = Int64GetDatum(total.unchanged);
+	values[12] = Int64GetDatum(total.left_out);
+	values[13] = Int64GetDatum((int64) run->received);
+	values[14] = TimestampTzGetDatum(run->snapshot.complete);
+	nulls[14] = run->has_snapshot && error == NULL ? ' ' : 'n';
+	SET_TEXT(15, models);
+	SET_TEXT(16, error ? error->message : NULL);
+	SET_TEXT(17, error ? unpack_sql_state(error->sqlerrcode) : NULL);
+	SET_TEXT(18, error ? error->detail : NULL);
+	SET_TEXT(19, error ? error->hint : NULL);
+	SET_TEXT(20, error ? error->context : NULL);
+
+	pos_store_execute(run->dry ? list :
+					  psprintf("INSERT INTO @.synchronize_history"
+							   " (id, model, server, direction, status,"
+							   " started_at, finished_at, rows_read,"
+							   " rows_created, rows_matched, rows_updated,"
+							   " rows_unchanged, rows_left_out, bytes_received,"
+							   " position, models, error, sqlstate,"
+							   " error_detail, error_hint, error_context)"
+							   " OVERRIDING SYSTEM VALUE %s RETURNING *", list),
+					  21, unconstify(Oid *, types), values, nulls);
+	tuple = SPI_tuptable->vals[0];
+	return PointerGetDatum(SPI_returntuple(tuple,
+										   CreateTupleDescCopy(SPI_tuptable->tupdesc)));
+}

@@ -1,0 +1,179 @@
+/*
+ * key.c
+ *		Keys in their canonical form: int8, or text.
+ *
+ * See model.h for what the form is.  The text of a key must be the same in
+ * every session, so date and time types are written with pinned settings.
+ */
+#include "possync.h"
+
+#include "catalog/pg_type.h"
+#include "model.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+
+/* Returns a value's text, independent of the session's settings. */
+static Datum
+column_text(Oid type, Datum value)
+{
+	Oid			output;
+	bool		varlena;
+	char		category;
+	bool		preferred;
+	int			nestlevel = 0;
+	char	   *string;
+
+	getTypeOutputInfo(type, &output, &varlena);
+	get_type_category_preferred(type, &category, &preferred);
+	if (category == TYPCATEGORY_DATETIME || category == TYPCATEGORY_TIMESPAN)
+	{
+		nestlevel = NewGUCNestLevel();
+		(void) set_config_option("datestyle", "ISO", PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+		(void) set_config_option("intervalstyle", "postgres", PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+		(void) set_config_option("timezone", "UTC", PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	}
+	string = OidOutputFunctionCall(output, value);
+	if (nestlevel > 0)
+		AtEOXact_GUC(true, nestlevel);
+	return CStringGetTextDatum(string);
+}
+
+/* Returns the value of a column's type that has this text. */
+static Datum
+column_value(Oid type, const char *string)
+{
+	Oid			input;
+	Oid			ioparam;
+
+	getTypeInputInfo(type, &input, &ioparam);
+	return OidInputFunctionCall(input, unconstify(char *, string), ioparam, -1);
+}
+
+/* Returns the canonical key made of several texts. */
+Datum
+pos_key_from_parts(int nparts, Datum *texts)
+{
+	ArrayType  *array = construct_array(texts, nparts, TEXTOID, -1, false,
+										TYPALIGN_INT);
+
+	return CStringGetTextDatum(OidOutputFunctionCall(F_ARRAY_OUT,
+													 PointerGetDatum(array)));
+}
+
+/* Takes a canonical key of several columns apart into nparts texts. */
+void
+pos_key_to_parts(Datum key, int nparts, Datum *texts)
+{
+	Datum		array = OidInputFunctionCall(F_ARRAY_IN, TextDatumGetCString(key),
+											 TEXTOID, -1);
+	Datum	   *elements;
+	int			nelements;
+
+	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false,
+					  TYPALIGN_INT, &elements, NULL, &nelements);
+	if (nelements != nparts)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("key %s does not have %d parts",
+						TextDatumGetCString(key), nparts)));
+	memcpy(texts, elements, nparts * sizeof(Datum));
+}
+
+/* Whether a type, no domain, is one of the integers that make an int8 key. */
+bool
+pos_key_is_integer(Oid base)
+{
+	return base == INT2OID || base == INT4OID || base == INT8OID;
+}
+
+/* Returns a number as a value of an integer type; errors when it does not fit. */
+Datum
+pos_key_integer(Oid base, int64 number)
+{
+	switch (base)
+	{
+		case INT2OID:
+			return DirectFunctionCall1(int82, Int64GetDatum(number));
+		case INT4OID:
+			return DirectFunctionCall1(int84, Int64GetDatum(number));
+		default:
+			return Int64GetDatum(number);
+	}
+}
+
+/* Returns the value of an integer type as an int8. */
+Datum
+pos_key_from_integer(Oid base, Datum value)
+{
+	switch (base)
+	{
+		case INT2OID:
+			return Int64GetDatum((int64) DatumGetInt16(value));
+		case INT4OID:
+			return Int64GetDatum((int64) DatumGetInt32(value));
+		default:
+			return value;
+	}
+}
+
+/*
+ * Fills the values of a model's key columns (nkey of them) from a canonical
+ * local key.
+ */
+void
+pos_key_to_columns(PosModel *model, Datum key, Datum *values)
+{
+	if (model->local_int)
+		values[0] = pos_key_integer(model->key[0]->base,
+									DatumGetInt64(key));
+	else if (model->nkey == 1)
+		values[0] = column_value(model->key[0]->type, TextDatumGetCString(key));
+	else
+	{
+		pos_key_to_parts(key, model->nkey, values);
+		for (int i = 0; i < model->nkey; i++)
+			values[i] = column_value(model->key[i]->type,
+									 TextDatumGetCString(values[i]));
+	}
+}
+
+/* Returns the canonical local key of the values of a model's key columns. */
+Datum
+pos_key_from_columns(PosModel *model, Datum *values)
+{
+	Datum	   *texts;
+
+	if (model->local_int)
+		return pos_key_from_integer(model->key[0]->base, values[0]);
+	if (model->nkey == 1)
+		return column_text(model->key[0]->type, values[0]);
+
+	texts = palloc(model->nkey * sizeof(Datum));
+	for (int i = 0; i < model->nkey; i++)
+		texts[i] = column_text(model->key[i]->type, values[i]);
+	return pos_key_from_parts(model->nkey, texts);
+}
+
+/* Returns a canonical key as a C string, for messages and quarantine. */
+char *
+pos_key_string(Datum key, bool is_int)
+{
+	if (is_int)
+		return psprintf(INT64_FORMAT, DatumGetInt64(key));
+	return TextDatumGetCString(key);
+}
+
+/* Returns the canonical key written as a C string by pos_key_string. */
+Datum
+pos_key_from_string(const char *string, bool is_int)
+{
+	if (is_int)
+		return DirectFunctionCall1(int8in, CStringGetDatum(string));
+	return CStringGetTextDatum(string);
+}

@@ -1,0 +1,224 @@
+/*
+ * match.c
+ *		Unknown rows against the local table: which local rows have the same
+ *		values in all match fields.
+ *
+ * Null equals null.  So that indexes and hash joins serve all the same, rows
+ * are compared by one join for each pattern of nulls that really occurs: plain
+ * equality where a value stands, IS NULL where none does.
+ *
+ * A local row that is linked with another remote row already is no candidate.
+ */
+#include "possync.h"
+
+#include "executor/spi.h"
+#include "nodes/bitmapset.h"
+#include "sync.h"
+#include "utils/builtins.h"
+
+#define FETCH_SIZE 1000
+
+/* The joined rows, read in the order of the unknown ones */
+typedef struct Pairs
+{
+	Portal		portal;
+	SPITupleTable *table;
+	uint64		next;
+	uint64		count;
+} Pairs;
+
+/*
+ * Returns the sets of match fields (by number in written) that are null
+ * together in some row; without nullable match fields there is just one.
+ */
+static List *
+null_patterns(PosModel *model, PosRowset *rows)
+{
+	List	   *patterns = NIL;
+	Datum	   *values;
+	bool	   *nulls;
+
+	pos_rowset_rewind(rows);
+	while (pos_rowset_next(rows, &values, &nulls))
+	{
+		Bitmapset  *pattern = NULL;
+		bool		known = false;
+		ListCell   *lc;
+
+		for (int i = 0; i < model->nwritten; i++)
+			if (model->written[i]->match && nulls[model->written[i]->staged])
+				pattern = bms_add_member(pattern, i);
+		foreach(lc, patterns)
+			known = known || bms_equal(pattern, lfirst(lc));
+		if (!known)
+			patterns = lappend(patterns, pattern);
+		else
+			bms_free(pattern);
+	}
+	return patterns;
+}
+
+/* Appends the join for one pattern of nulls. */
+static void
+append_join(StringInfo sql, PosModel *model, const char *rows,
+			Bitmapset *pattern)
+{
+	appendStringInfoString(sql, "SELECT u.n");
+	for (int i = 0; i < model->nkey; i++)
+		appendStringInfo(sql, ", t.%s AS k%d",
+						 quote_identifier(model->key[i]->name), i);
+	appendStringInfo(sql, " FROM %s u JOIN %s t ON true", rows,
+					 model->table_sql);
+	for (int i = 0; i < model->nwritten; i++)
+	{
+		PosField   *field = model->written[i];
+		const char *name = quote_identifier(field->name);
+
+		if (!field->match)
+			continue;
+		if (bms_is_member(i, pattern))
+			appendStringInfo(sql, " AND t.%s IS NULL AND u.w%d IS NULL", name,
+							 i + 1);
+		else
+			appendStringInfo(sql, " AND t.%s %s u.w%d", name, pos_sql_equality(field),
+							 i + 1);
+	}
+}
+
+/*
+ * Opens the joined rows: n, the local key's columns, and whether another
+ * remote row matches the same local one.
+ */
+static void
+open_pairs(Pairs *pairs, PosModel *model, PosRowset *rows, const char *name)
+{
+	StringInfoData keys;
+	StringInfoData sql;
+	ListCell   *lc;
+
+	initStringInfo(&keys);
+	for (int i = 0; i < model->nkey; i++)
+		appendStringInfo(&keys, "%sk%d", i > 0 ? ", " : "", i);
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT n, %s, count(*) OVER (PARTITION BY %s) > 1"
+					 " FROM (", keys.data, keys.data);
+	foreach(lc, null_patterns(model, rows))
+	{
+		if (foreach_current_index(lc) > 0)
+			appendStringInfoString(&sql, " UNION ALL ");
+		append_join(&sql, model, name, lfirst(lc));
+	}
+	appendStringInfoString(&sql, ") p ORDER BY n");
+
+	memset(pairs, 0, sizeof(Pairs));
+	pos_rowset_publish(rows);
+	pairs->portal = SPI_cursor_open_with_args(NULL, sql.data, 0, NULL, NULL,
+											  NULL, false, 0);
+}
+
+/* Returns the next pair without taking it; NULL at the end. */
+static HeapTuple
+peek_pair(Pairs *pairs)
+{
+	if (pairs->next == pairs->count)
+	{
+		if (pairs->table != NULL)
+			SPI_freetuptable(pairs->table);
+		SPI_cursor_fetch(pairs->portal, true, FETCH_SIZE);
+		pairs->table = SPI_tuptable;
+		pairs->count = SPI_processed;
+		pairs->next = 0;
+	}
+	return pairs->count == 0 ? NULL : pairs->table->vals[pairs->next];
+}
+
+static void
+close_pairs(Pairs *pairs)
+{
+	if (pairs->table != NULL)
+		SPI_freetuptable(pairs->table);
+	SPI_cursor_close(pairs->portal);
+}
+
+/*
+ * Gathers the candidates of the row with number n.  Returns their canonical
+ * local keys; shared is set if another remote row has one of them too, linked
+ * to the key of one that is linked elsewhere.
+ */
+static List *
+take_candidates(PosRun *run, Pairs *pairs, PosModel *model, int64 n,
+				bool *shared, char **linked)
+{
+	List	   *candidates = NIL;
+	HeapTuple	tuple;
+
+	*shared = false;
+	*linked = NULL;
+	while ((tuple = peek_pair(pairs)) != NULL)
+	{
+		TupleDesc	desc = pairs->table->tupdesc;
+		Datum		columns[INDEX_MAX_KEYS];
+		Datum		key;
+		bool		isnull;
+
+		if (DatumGetInt64(SPI_getbinval(tuple, desc, 1, &isnull)) != n)
+			break;
+		for (int i = 0; i < model->nkey; i++)
+			columns[i] = SPI_getbinval(tuple, desc, i + 2, &isnull);
+		key = pos_key_from_columns(model, columns);
+		if (pos_translation_is_linked(run, model, key))
+			*linked = pos_key_string(key, model->local_int);
+		else
+		{
+			/* the tuple goes with the next fetch */
+			if (!model->local_int)
+				key = PointerGetDatum(PG_DETOAST_DATUM_COPY(key));
+			candidates = lappend(candidates, DatumGetPointer(key));
+			*shared = *shared ||
+				DatumGetBool(SPI_getbinval(tuple, desc, model->nkey + 2, &isnull));
+		}
+		pairs->next++;
+	}
+	return candidates;
+}
+
+/*
+ * Calls back once for every row of a set, in order, with its candidates:
+ * canonical local keys (Datum as pointer), whether one of them is a candidate
+ * of another row too, and the key of a local row that would be one were it not
+ * linked, if any.  Values passed live until the next row.
+ */
+void
+pos_match_rows(PosRun *run, PosModel *model, PosRowset *rows,
+			   PosMatchCallback callback)
+{
+	Pairs		pairs;
+	Datum	   *values;
+	bool	   *nulls;
+	Datum	   *copy = palloc(model->stage->natts * sizeof(Datum));
+	bool	   *copynulls = palloc(model->stage->natts * sizeof(bool));
+	char	   *name = psprintf("possync_rows_%d", model->id);
+	MemoryContext old;
+
+	open_pairs(&pairs, model, rows, name);
+	pos_rowset_rewind(rows);
+	while (pos_rowset_next(rows, &values, &nulls))
+	{
+		List	   *candidates;
+		bool		shared;
+		char	   *linked;
+
+		memcpy(copy, values, model->stage->natts * sizeof(Datum));
+		memcpy(copynulls, nulls, model->stage->natts * sizeof(bool));
+		MemoryContextReset(run->row);
+		old = MemoryContextSwitchTo(run->row);
+		candidates = take_candidates(run, &pairs, model,
+									 DatumGetInt64(copy[POS_STAGE_N]),
+									 &shared, &linked);
+		callback(run, model, copy, copynulls, candidates, shared, linked);
+		MemoryContextSwitchTo(old);
+	}
+	close_pairs(&pairs);
+	pfree(copy);
+	pfree(copynulls);
+}

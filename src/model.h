@@ -1,0 +1,204 @@
+/*
+ * model.h
+ *		Models, fields and references of a tree in memory.
+ *
+ * A key has one canonical form per side, in which it stands in
+ * synchronize_translation and in row sets: int8 for a single integer column,
+ * else text; the text of several columns is that of an array of their texts.
+ *
+ * A staged row is what one remote row looks like between the source and the
+ * target:
+ *
+ *		n		int8		its number among the rows read for its model
+ *		rkey	canonical	remote key
+ *		lkey	canonical	local key, null until the row is bound
+ *		old		int8		a bit for each reference to a row that was not made in
+ *							this run
+ *		w1..	local types	the columns to be written, foreign keys translated
+ *		r1..	canonical	remote keys of inner references, to be translated
+ *							once all rows of the component are bound
+ */
+#ifndef POSSYNC_MODEL_H
+#define POSSYNC_MODEL_H
+
+#include "access/tupdesc.h"
+#include "connection.h"
+#include "executor/tuptable.h"
+#include "nodes/execnodes.h"
+#include "utils/rel.h"
+
+#define POS_STAGE_N			0
+#define POS_STAGE_REMOTE	1
+#define POS_STAGE_LOCAL		2
+#define POS_STAGE_OLD		3
+#define POS_STAGE_FIRST		4	/* first column to be written */
+
+/* What may happen to a row whose counterpart is not known */
+typedef enum PosUnknown
+{
+	POS_MATCH_CREATE,
+	POS_MATCH_ONLY,
+	POS_CREATE_ONLY,
+	POS_IGNORE
+} PosUnknown;
+
+typedef struct PosModel PosModel;
+typedef struct PosComponent PosComponent;
+typedef struct PosRowset PosRowset;
+typedef struct PosWriter PosWriter;
+struct translation_hash;
+
+/* A column of a model */
+typedef struct PosField
+{
+	char	   *name;
+	char	   *remote;
+	bool		copy;
+	bool		match;
+	char	   *fixed;			/* text form of a fixed value, or NULL */
+
+	AttrNumber	attnum;			/* 0: the local column does not exist */
+	Oid			type;
+	Oid			base;			/* type, or what it is a domain over */
+	int32		typmod;
+	Oid			collation;
+	bool		notnull;
+	bool		is_key;
+
+	struct PosReference *supplier;	/* the reference that supplies its value */
+	int			staged;			/* its column in a staged row, or -1 */
+	int			wire;			/* its column in the read, or -1 */
+	Datum		fixed_value;
+	ExprState  *key_default;	/* a key column made here: its default */
+} PosField;
+
+/*
+ * A foreign key whose columns are translated as the key of another model.
+ * Fields and parts run in parallel: fields[i] holds part parts[i] of the
+ * parent's key.
+ */
+typedef struct PosReference
+{
+	Oid			constraint;		/* InvalidOid: follows from another one */
+	PosModel   *parent;
+	int			nfields;
+	PosField  **fields;
+	int		   *parts;
+	bool		inner;			/* the parent is in the same component */
+	int			bit;			/* its bit in the column old, or -1 */
+	bool		unproven;		/* to be checked for every row, see write.c */
+	int			wire;			/* its first column in the read */
+	int			staged;			/* inner: its column in a staged row */
+} PosReference;
+
+/* Counts of one run and model, as history reports them */
+typedef struct PosCounts
+{
+	int64		read;
+	int64		created;
+	int64		matched;
+	int64		updated;
+	int64		unchanged;
+	int64		left_out;
+} PosCounts;
+
+struct PosModel
+{
+	/* configuration */
+	int16		id;
+	char	   *name;
+	Oid			relid;
+	char	   *remote;
+	PosUnknown	on_unknown;
+	bool		update_matched;
+	int			nchange;
+	char	  **change;
+	char	   *position;		/* NULL: never read */
+	char	   *source;
+
+	/* local side; rel stays open, locked, during a run */
+	Relation	rel;
+	int			nfields;
+	PosField   *fields;
+	int			nkey;
+	PosField  **key;
+	char	   *table_sql;		/* the table in a FROM clause */
+	bool		empty;			/* the local table had no row */
+	ExprContext *econtext;		/* for defaults of key columns */
+
+	/* the tree */
+	List	   *references;		/* of PosReference */
+	List	   *depends;		/* of PosModel, all that must come first */
+	List	   *children;		/* of PosModel */
+	PosComponent *component;
+	int			index;			/* Tarjan's numbers */
+	int			lowlink;
+	bool		on_stack;
+
+	/* one run */
+	PosTable	table;
+	bool		remote_int;		/* forms of the canonical keys */
+	bool		local_int;
+	TupleDesc	stage;
+	int			nwritten;
+	PosField  **written;		/* in order of their columns in a staged row */
+	struct translation_hash *translations;
+	bool		has_translations;
+	struct locked_hash *locked; /* rows that new rows refer to, see write.c */
+	int64	   *to_lock;		/* those of them not locked yet */
+	int			nto_lock;
+	int			maxto_lock;
+	PosRowset  *known;			/* staged rows by what is known of them */
+	PosRowset  *unknown;
+	PosRowset  *creates;
+	PosWriter  *writer;
+	PosCounts	counts;
+	double		milliseconds;
+};
+
+/* Models that refer to each other: one in general, all of a cycle together */
+struct PosComponent
+{
+	List	   *models;
+	bool		inner;			/* has references within itself */
+	bool		held;			/* triggers are held back, see write.c */
+};
+
+typedef struct PosTree
+{
+	char	   *server;
+	PosModel   *root;
+	List	   *models;			/* of PosModel, what others depend on first */
+	List	   *components;		/* of PosComponent, in the same order */
+} PosTree;
+
+/* in config.c */
+extern List *pos_config_models(const char *name, char **server);
+extern void pos_config_fields(List *models);
+extern void pos_config_children(List *models);
+extern void pos_config_positions(List *models);
+
+/* in tree.c */
+extern PosTree *pos_tree_load(const char *name);
+extern List *pos_tree_check(PosTree *tree);
+extern PosModel *pos_tree_find(List *models, Oid relid);
+
+/* in stage.c */
+extern void pos_stage_table(PosModel *model);
+extern void pos_stage_layout(PosModel *model);
+
+/* in key.c */
+extern bool pos_key_is_integer(Oid base);
+extern Datum pos_key_integer(Oid base, int64 number);
+extern Datum pos_key_from_integer(Oid base, Datum value);
+extern Datum pos_key_from_parts(int nparts, Datum *texts);
+extern void pos_key_to_parts(Datum key, int nparts, Datum *texts);
+extern void pos_key_to_columns(PosModel *model, Datum key, Datum *values);
+extern Datum pos_key_from_columns(PosModel *model, Datum *values);
+extern char *pos_key_string(Datum key, bool is_int);
+extern Datum pos_key_from_string(const char *string, bool is_int);
+
+/* in sql.c */
+extern char *pos_sql_equality(PosField *field);
+
+#endif							/* POSSYNC_MODEL_H */

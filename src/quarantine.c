@@ -1,0 +1,216 @@
+/*
+ * quarantine.c
+ *		Rows that were left out, and why.
+ *
+ * They are gathered during the run and stored at its end.  Every run asks the
+ * source for them again, changed or not, so that they come in by themselves
+ * when the cause is gone; those that did, or that are no more, leave the table.
+ * What did not change is not written again.
+ */
+#include "possync.h"
+
+#include "catalog/pg_type.h"
+#include "store.h"
+#include "sync.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/json.h"
+#include "utils/lsyscache.h"
+
+/* Columns of the row set of rejects */
+enum
+{
+	REJ_MODEL, REJ_KEY, REJ_REASON, REJ_MESSAGE, REJ_CANDIDATES, REJ_IMAGE,
+	REJ_NCOLS
+};
+
+static PosRowset *
+rejects(PosRun *run)
+{
+	MemoryContext old;
+	TupleDesc	desc;
+
+	if (run->rejects != NULL)
+		return run->rejects;
+	old = MemoryContextSwitchTo(run->context);
+	desc = CreateTemplateTupleDesc(REJ_NCOLS);
+	TupleDescInitEntry(desc, REJ_MODEL + 1, "model", INT2OID, -1, 0);
+	TupleDescInitEntry(desc, REJ_KEY + 1, "remote_key", TEXTOID, -1, 0);
+	TupleDescInitEntry(desc, REJ_REASON + 1, "reason", TEXTOID, -1, 0);
+	TupleDescInitEntry(desc, REJ_MESSAGE + 1, "message", TEXTOID, -1, 0);
+	TupleDescInitEntry(desc, REJ_CANDIDATES + 1, "candidates", TEXTARRAYOID, -1, 0);
+	TupleDescInitEntry(desc, REJ_IMAGE + 1, "row_image", TEXTOID, -1, 0);
+	run->rejects = pos_rowset_create("possync_rejects", desc);
+	MemoryContextSwitchTo(old);
+	return run->rejects;
+}
+
+/*
+ * Lets the connection read the quarantined rows of a model whatever their
+ * change columns say.
+ */
+void
+pos_quarantine_retry(PosRun *run, PosModel *model)
+{
+	Oid			types[] = {INT2OID};
+	Datum		values[] = {Int16GetDatum(model->id)};
+	uint64		n;
+	PosTable   *table = &model->table;
+
+	n = pos_store_execute("SELECT remote_key FROM @.synchronize_quarantine"
+						  " WHERE model = $1 ORDER BY id",
+						  1, types, values, NULL);
+	table->nretry = 0;
+	table->retry = palloc(Max(n, 1) * model->nkey * sizeof(char *));
+	for (uint64 i = 0; i < n; i++)
+	{
+		char	   *key = SPI_getvalue(SPI_tuptable->vals[i],
+									   SPI_tuptable->tupdesc, 1);
+		Datum		parts[INDEX_MAX_KEYS];
+
+		parts[0] = CStringGetTextDatum(key);
+		if (model->nkey > 1)
+			pos_key_to_parts(parts[0], model->nkey, parts);
+		for (int j = 0; j < model->nkey; j++)
+			table->retry[table->nretry * model->nkey + j] =
+				TextDatumGetCString(parts[j]);
+		table->nretry++;
+	}
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/* Returns what is to be written of a row, as the text of a JSON object. */
+static char *
+row_image(PosModel *model, Datum *values, bool *nulls)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoChar(&buf, '{');
+	for (int i = 0; i < model->nwritten; i++)
+	{
+		PosField   *field = model->written[i];
+		Oid			output;
+		bool		varlena;
+
+		if (nulls[field->staged])
+			continue;
+		if (buf.len > 1)
+			appendStringInfoString(&buf, ", ");
+		escape_json(&buf, field->name);
+		appendStringInfoString(&buf, ": ");
+		getTypeOutputInfo(field->type, &output, &varlena);
+		escape_json(&buf, OidOutputFunctionCall(output, values[field->staged]));
+	}
+	appendStringInfoChar(&buf, '}');
+	return buf.data;
+}
+
+static Datum
+key_array(PosModel *model, List *keys)
+{
+	Datum	   *texts = palloc(list_length(keys) * sizeof(Datum));
+	ListCell   *lc;
+
+	foreach(lc, keys)
+		texts[foreach_current_index(lc)] =
+			CStringGetTextDatum(pos_key_string(PointerGetDatum(lfirst(lc)),
+											   model->local_int));
+	return PointerGetDatum(construct_array(texts, list_length(keys), TEXTOID,
+										   -1, false, TYPALIGN_INT));
+}
+
+static void
+put_reject(PosRun *run, PosModel *model, Datum remote, const char *reason,
+		   const char *message, List *candidates, char *image)
+{
+	Datum		row[REJ_NCOLS];
+	bool		nulls[REJ_NCOLS] = {false};
+
+	row[REJ_MODEL] = Int16GetDatum(model->id);
+	row[REJ_KEY] = CStringGetTextDatum(pos_key_string(remote, model->remote_int));
+	row[REJ_REASON] = CStringGetTextDatum(reason);
+	row[REJ_MESSAGE] = CStringGetTextDatum(message);
+	nulls[REJ_CANDIDATES] = candidates == NIL;
+	if (candidates != NIL)
+		row[REJ_CANDIDATES] = key_array(model, candidates);
+	nulls[REJ_IMAGE] = image == NULL;
+	if (image != NULL)
+		row[REJ_IMAGE] = CStringGetTextDatum(image);
+	pos_rowset_put(rejects(run), row, nulls);
+}
+
+/*
+ * Leaves out a staged row with this remote key.  candidates are local
+ * canonical keys between which somebody has to choose.
+ */
+void
+pos_quarantine_reject(PosRun *run, PosModel *model, Datum remote,
+					  const char *reason, const char *message,
+					  List *candidates, Datum *values, bool *nulls)
+{
+	model->counts.left_out++;
+	put_reject(run, model, remote, reason, message, candidates,
+			   row_image(model, values, nulls));
+}
+
+/*
+ * Notes that something refers to a row that is not here, so that the next run
+ * asks for it.
+ */
+void
+pos_quarantine_missing(PosRun *run, PosModel *model, Datum remote)
+{
+	put_reject(run, model, remote, "missing",
+			   "other rows refer to it, and it is not here", NIL, NULL);
+}
+
+/* Removes what was asked for again and not left out again. */
+static void
+remove_solved(PosModel *model)
+{
+	Oid			types[] = {INT2OID};
+	Datum		values[] = {Int16GetDatum(model->id)};
+
+	pos_store_execute("DELETE FROM @.synchronize_quarantine q WHERE model = $1"
+					  " AND NOT EXISTS (SELECT 1 FROM possync_rejects r"
+					  " WHERE r.model = q.model"
+					  " AND r.remote_key = q.remote_key)",
+					  1, types, values, NULL);
+}
+
+/* Brings the table up to date with what the run left out. */
+void
+pos_quarantine_store(PosRun *run)
+{
+	Oid			types[] = {INT4OID};
+	Datum		values[] = {Int32GetDatum(run->id)};
+	ListCell   *lc;
+
+	if (run->dry)
+		return;
+	pos_rowset_publish(rejects(run));
+	foreach(lc, run->tree->models)
+		if (((PosModel *) lfirst(lc))->table.nretry > 0)
+			remove_solved(lfirst(lc));
+	if (pos_rowset_count(run->rejects) == 0)
+		return;
+	pos_store_execute("INSERT INTO @.synchronize_quarantine AS q"
+					  " (model, remote_key, reason, message, candidates,"
+					  " row_image, run)"
+					  " SELECT DISTINCT ON (r.model, r.remote_key) r.model,"
+					  " r.remote_key, r.reason, r.message, r.candidates,"
+					  " r.row_image::jsonb, $1"
+					  " FROM possync_rejects r WHERE NOT EXISTS"
+					  " (SELECT 1 FROM @.synchronize_quarantine o"
+					  " WHERE o.model = r.model AND o.remote_key = r.remote_key"
+					  " AND o.reason = r.reason AND o.message = r.message"
+					  " AND o.candidates IS NOT DISTINCT FROM r.candidates"
+					  " AND o.row_image IS NOT DISTINCT FROM r.row_image::jsonb)"
+					  " ORDER BY r.model, r.remote_key, r.reason = 'missing'"
+					  " ON CONFLICT (model, remote_key) DO UPDATE SET"
+					  " reason = EXCLUDED.reason, message = EXCLUDED.message,"
+					  " candidates = EXCLUDED.candidates,"
+					  " row_image = EXCLUDED.row_image, run = EXCLUDED.run",
+					  1, types, values, NULL);
+}

@@ -1,0 +1,121 @@
+/*
+ * store.c
+ *		Statements on possync's own tables.
+ *
+ * Whoever may pull a table need not be able to write the bookkeeping tables:
+ * these statements run with the rights of their owner and, because of that,
+ * with a search_path that nobody else can put an operator in.  Statements on
+ * the user's tables never go through here; they run as the caller.
+ */
+#include "possync.h"
+
+#include "access/table.h"
+#include "catalog/namespace.h"
+#include "miscadmin.h"
+#include "store.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+
+/* The extension's schema, quoted; set by every entry point */
+static char schema_sql[NAMEDATALEN * 2 + 3];
+static Oid	schema_oid;
+
+/*
+ * Remembers the schema of the extension, which is that of the SQL function
+ * being called.
+ */
+void
+pos_store_init(Oid function)
+{
+	schema_oid = get_func_namespace(function);
+	strlcpy(schema_sql, quote_identifier(get_namespace_name(schema_oid)),
+			sizeof(schema_sql));
+}
+
+/* Returns the extension's schema, quoted. */
+const char *
+pos_store_schema(void)
+{
+	return schema_sql;
+}
+
+/* Returns the oid of one of possync's own tables or indexes. */
+Oid
+pos_store_relid(const char *table)
+{
+	Oid			relid = get_relname_relid(table, schema_oid);
+
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation \"%s\" of possync does not exist", table),
+				 errhint("Drop and create the extension possync again.")));
+	return relid;
+}
+
+/*
+ * Switches to the owner of a relation, as foreign key triggers do.  The
+ * caller restores with SetUserIdAndSecContext; an error does so by itself.
+ */
+void
+pos_store_as_owner(Oid relid, Oid *saved_user, int *saved_context)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	Oid			owner = rel->rd_rel->relowner;
+
+	table_close(rel, NoLock);
+	GetUserIdAndSecContext(saved_user, saved_context);
+	SetUserIdAndSecContext(owner, *saved_context |
+						   SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_NOFORCE_RLS);
+}
+
+/* Returns sql with every "@." replaced by the extension's schema. */
+static char *
+with_schema(const char *sql)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (const char *p = sql; *p; p++)
+	{
+		if (p[0] == '@' && p[1] == '.')
+			appendStringInfoString(&buf, schema_sql);
+		else
+			appendStringInfoChar(&buf, *p);
+	}
+	return buf.data;
+}
+
+/*
+ * Runs one statement on possync's own tables, written with "@." for the
+ * extension's schema.  SPI must be connected; a result stands in SPI_tuptable.
+ * Returns the number of rows processed.
+ */
+uint64
+pos_store_execute(const char *sql, int nargs, Oid *types, Datum *values,
+				  const char *nulls)
+{
+	Oid			saved_user;
+	int			saved_context;
+	int			nestlevel = NewGUCNestLevel();
+	char	   *statement = with_schema(sql);
+	int			rc;
+
+	(void) set_config_option("search_path", "pg_catalog, pg_temp",
+							 PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	pos_store_as_owner(pos_store_relid("synchronize_model"), &saved_user,
+					   &saved_context);
+	rc = SPI_execute_with_args(statement, nargs, types, values, nulls,
+							   false, 0);
+	if (rc < 0)
+		elog(ERROR, "SPI_execute_with_args failed: %s",
+			 SPI_result_code_string(rc));
+	SetUserIdAndSecContext(saved_user, saved_context);
+	AtEOXact_GUC(true, nestlevel);
+	pfree(statement);
+	return SPI_processed;
+}

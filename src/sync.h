@@ -1,0 +1,109 @@
+/*
+ * sync.h
+ *		One run, shared by the files that carry it out.
+ */
+#ifndef POSSYNC_SYNC_H
+#define POSSYNC_SYNC_H
+
+#include "model.h"
+#include "utils/tuplestore.h"
+
+typedef struct PosRun
+{
+	int32		id;				/* in synchronize_history */
+	bool		dry;			/* find out what would be done, and do nothing */
+	PosTree    *tree;
+	PosConnection *connection;
+	PosSnapshot snapshot;
+	bool		has_snapshot;
+	uint64		received;		/* bytes */
+	MemoryContext context;		/* lives as long as the run */
+	MemoryContext row;			/* reset for every row */
+	PosRowset  *rejects;		/* rows left out, see quarantine.c */
+	int64		nrejects;
+	struct PosTranslations *translations;
+} PosRun;
+
+/*
+ * What is known of the row behind a remote key.  A pending row is one that a
+ * dry run would have created: it has a key of no meaning and no row.
+ */
+typedef enum PosFound
+{
+	POS_MISSING,
+	POS_FOUND,
+	POS_PENDING
+} PosFound;
+
+/* in sync.c */
+extern void pos_sync_pull(PosRun *run, const char *root);
+
+/* in rowset.c: rows in order, on disk if need be, visible to SPI by name */
+extern PosRowset *pos_rowset_create(const char *name, TupleDesc desc);
+extern void pos_rowset_put(PosRowset *rowset, Datum *values, bool *nulls);
+extern int64 pos_rowset_count(PosRowset *rowset);
+extern void pos_rowset_rewind(PosRowset *rowset);
+extern bool pos_rowset_next(PosRowset *rowset, Datum **values, bool **nulls);
+extern void pos_rowset_publish(PosRowset *rowset);
+extern void pos_rowset_clear(PosRowset *rowset);
+extern void pos_rowset_free(PosRowset *rowset);
+
+/* in translation.c: local key <-> remote key */
+extern void pos_translation_open(PosRun *run);
+extern void pos_translation_close(PosRun *run);
+extern void pos_translation_prepare(PosRun *run, PosModel *model);
+extern PosFound pos_translation_find(PosRun *run, PosModel *model, Datum remote,
+									 Datum *local, bool *made);
+extern bool pos_translation_is_linked(PosRun *run, PosModel *model,
+									  Datum local);
+extern void pos_translation_add(PosRun *run, PosModel *model, Datum remote,
+								Datum local, bool created);
+extern void pos_translation_remove(PosRun *run, PosModel *model, Datum remote);
+extern void pos_translation_flush(PosRun *run);
+
+/* in translate.c: a remote row as a staged one */
+extern PosReference *pos_translate_row(PosRun *run, PosModel *model,
+									   Datum *wire, bool *wirenulls,
+									   Datum *values, bool *nulls,
+									   bool *pending);
+extern PosReference *pos_translate_inner(PosRun *run, PosModel *model,
+										 bool identity_only,
+										 Datum *values, bool *nulls,
+										 bool *pending);
+extern void pos_translate_reject(PosRun *run, PosModel *model,
+								 PosReference *reference,
+								 Datum *values, bool *nulls);
+
+/* in bind.c: known, matched, or to be created */
+extern void pos_bind_receive(PosRun *run, PosModel *model);
+extern void pos_bind_component(PosRun *run, PosComponent *component);
+
+/* in match.c: unknown rows against the local table */
+typedef void (*PosMatchCallback) (PosRun *run, PosModel *model, Datum *values,
+								  bool *nulls, List *candidates, bool shared,
+								  char *linked);
+extern void pos_match_rows(PosRun *run, PosModel *model, PosRowset *rows,
+						   PosMatchCallback callback);
+
+/* in write.c: what differs is written */
+extern void pos_write_compare(PosRun *run, PosModel *model);
+extern void pos_write_create(PosRun *run, PosModel *model, Datum *values,
+							 bool *nulls);
+extern void pos_write_flush(PosRun *run, PosComponent *component);
+
+/* in quarantine.c */
+extern void pos_quarantine_retry(PosRun *run, PosModel *model);
+extern void pos_quarantine_reject(PosRun *run, PosModel *model, Datum remote,
+								  const char *reason, const char *message,
+								  List *candidates, Datum *values, bool *nulls);
+extern void pos_quarantine_missing(PosRun *run, PosModel *model,
+								   Datum remote);
+extern void pos_quarantine_store(PosRun *run);
+
+/* in history.c */
+extern int32 pos_history_next_id(void);
+extern Datum pos_history_record(PosRun *run, const char *model,
+								TimestampTz started, ErrorData *error);
+extern void pos_history_positions(PosRun *run);
+
+#endif							/* POSSYNC_SYNC_H */

@@ -1,0 +1,361 @@
+/*
+ * translation.c
+ *		Local key <-> remote key: the only door to synchronize_translation.
+ *
+ * Keys are looked up in a hash table per model and, where that does not know
+ * them, by an index scan of our own: no planner is asked, so nothing here
+ * depends on statistics.  The hash table remembers what was found and what was
+ * added in this run, up to a limit of memory for all models together; beyond
+ * the limit it just stops learning.  New translations are written in batches
+ * and must be flushed before they can be found outside the hash table.
+ *
+ * The scans see rows as they are now (SnapshotSelf), our own of the current
+ * command included.  Nobody else changes the translations of a model during a
+ * run, which holds the model's lock.
+ *
+ * A dry run writes nothing.  It keeps the rows it would have created in the
+ * hash tables only, without the limit.
+ */
+#include "possync.h"
+
+#include "access/genam.h"
+#include "access/relscan.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "bulk.h"
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "store.h"
+#include "sync.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+/* Memory for the hash tables of one run, in bytes */
+#define CACHE_LIMIT ((Size) 32 * 1024 * 1024)
+
+/* Columns of synchronize_translation */
+enum
+{
+	COL_MODEL, COL_DECISION, COL_RUN, COL_REMOTE, COL_LOCAL, COL_REMOTE_TEXT,
+	COL_LOCAL_TEXT, NCOLS
+};
+
+/* What else is known of a translation in the hash table */
+#define KNOWN_CREATED	0x01	/* its row was made in this run */
+#define KNOWN_PENDING	0x02	/* its row would be made, were it not a dry run */
+
+typedef struct TranslationEntry
+{
+	Datum		remote;
+	Datum		local;
+	char		status;
+	uint8		flags;
+} TranslationEntry;
+
+/* The hash table's private data is the model, which knows the key's form. */
+static uint32
+hash_key(PosModel *model, Datum key)
+{
+	if (model->remote_int)
+		return hash_combine(murmurhash32((uint32) (DatumGetInt64(key) >> 32)),
+							murmurhash32((uint32) DatumGetInt64(key)));
+	return DatumGetUInt32(hash_any((unsigned char *) VARDATA_ANY(DatumGetPointer(key)),
+								   VARSIZE_ANY_EXHDR(DatumGetPointer(key))));
+}
+
+static bool
+equal_keys(PosModel *model, Datum a, Datum b)
+{
+	if (model->remote_int)
+		return a == b;
+	return VARSIZE_ANY_EXHDR(DatumGetPointer(a)) == VARSIZE_ANY_EXHDR(DatumGetPointer(b)) &&
+		memcmp(VARDATA_ANY(DatumGetPointer(a)), VARDATA_ANY(DatumGetPointer(b)),
+			   VARSIZE_ANY_EXHDR(DatumGetPointer(a))) == 0;
+}
+
+#define SH_PREFIX translation
+#define SH_ELEMENT_TYPE TranslationEntry
+#define SH_KEY_TYPE Datum
+#define SH_KEY remote
+#define SH_HASH_KEY(tb, key) hash_key((PosModel *) (tb)->private_data, key)
+#define SH_EQUAL(tb, a, b) equal_keys((PosModel *) (tb)->private_data, a, b)
+#define SH_SCOPE static inline
+#define SH_DECLARE
+#define SH_DEFINE
+#include "lib/simplehash.h"
+
+/* One of the four indexes, ready to be searched */
+typedef struct Lookup
+{
+	Relation	index;
+	IndexScanDesc scan;
+	ScanKeyData keys[2];
+} Lookup;
+
+struct PosTranslations
+{
+	Relation	rel;
+	TupleTableSlot *slot;
+	MemoryContext context;		/* of the hash tables */
+	Lookup		remote;
+	Lookup		local;
+	Lookup		remote_text;
+	Lookup		local_text;
+	PosBulk    *bulk;
+	int64		pending;		/* the next key without meaning, in a dry run */
+};
+
+static void
+open_lookup(PosTranslations *t, Lookup *lookup, const char *index, Oid equal)
+{
+	lookup->index = index_open(pos_store_relid(index), AccessShareLock);
+	lookup->scan = index_beginscan(t->rel, lookup->index, SnapshotSelf, 2, 0);
+	ScanKeyInit(&lookup->keys[0], 1, BTEqualStrategyNumber, F_INT2EQ, (Datum) 0);
+	ScanKeyEntryInitialize(&lookup->keys[1], 0, 2, BTEqualStrategyNumber,
+						   InvalidOid, lookup->index->rd_indcollation[1],
+						   equal, (Datum) 0);
+}
+
+static void
+close_lookup(Lookup *lookup)
+{
+	index_endscan(lookup->scan);
+	index_close(lookup->index, AccessShareLock);
+}
+
+/* Opens the table for one run; no translation may be asked for before. */
+void
+pos_translation_open(PosRun *run)
+{
+	PosTranslations *t = palloc0(sizeof(PosTranslations));
+
+	t->rel = table_open(pos_store_relid("synchronize_translation"),
+						RowExclusiveLock);
+	t->slot = table_slot_create(t->rel, NULL);
+	t->context = AllocSetContextCreate(CurrentMemoryContext,
+									   "possync translations",
+									   ALLOCSET_DEFAULT_SIZES);
+	open_lookup(t, &t->remote, "synchronize_translation_remote", F_INT8EQ);
+	open_lookup(t, &t->local, "synchronize_translation_local", F_INT8EQ);
+	open_lookup(t, &t->remote_text, "synchronize_translation_remote_text", F_TEXTEQ);
+	open_lookup(t, &t->local_text, "synchronize_translation_local_text", F_TEXTEQ);
+	t->pending = PG_INT64_MIN;
+	run->translations = t;
+}
+
+/* Writes what is left and closes the table. */
+void
+pos_translation_close(PosRun *run)
+{
+	PosTranslations *t = run->translations;
+
+	pos_translation_flush(run);
+	if (t->bulk != NULL)
+		pos_bulk_close(t->bulk);
+	close_lookup(&t->remote);
+	close_lookup(&t->local);
+	close_lookup(&t->remote_text);
+	close_lookup(&t->local_text);
+	ExecDropSingleTupleTableSlot(t->slot);
+	MemoryContextDelete(t->context);
+	table_close(t->rel, NoLock);
+	run->translations = NULL;
+}
+
+/* Finds one key; the row found stands in the slot. */
+static bool
+search(PosTranslations *t, Lookup *lookup, PosModel *model, Datum key)
+{
+	lookup->keys[0].sk_argument = Int16GetDatum(model->id);
+	lookup->keys[1].sk_argument = key;
+	index_rescan(lookup->scan, lookup->keys, 2, NULL, 0);
+	return index_getnext_slot(lookup->scan, ForwardScanDirection, t->slot);
+}
+
+/*
+ * Makes ready for a model of the tree, once the forms of its keys are known,
+ * and finds out whether it has any translation at all.
+ */
+void
+pos_translation_prepare(PosRun *run, PosModel *model)
+{
+	PosTranslations *t = run->translations;
+	Lookup	   *lookup = model->remote_int ? &t->remote : &t->remote_text;
+
+	model->translations = translation_create(t->context, 64, model);
+	lookup->keys[0].sk_argument = Int16GetDatum(model->id);
+	index_rescan(lookup->scan, lookup->keys, 1, NULL, 0);
+	model->has_translations = index_getnext_slot(lookup->scan,
+												 ForwardScanDirection, t->slot);
+	ExecClearTuple(t->slot);
+}
+
+static Datum
+copy_key(PosTranslations *t, Datum key, bool is_int)
+{
+	MemoryContext old;
+
+	if (is_int)
+		return key;
+	old = MemoryContextSwitchTo(t->context);
+	key = PointerGetDatum(PG_DETOAST_DATUM_COPY(key));
+	MemoryContextSwitchTo(old);
+	return key;
+}
+
+/* Remembers a translation; returns NULL where there is no room. */
+static TranslationEntry *
+remember(PosRun *run, PosModel *model, Datum remote, Datum local, uint8 flags)
+{
+	PosTranslations *t = run->translations;
+	TranslationEntry *entry;
+	bool		found;
+
+	if (!run->dry &&
+		MemoryContextMemAllocated(t->context, false) > CACHE_LIMIT)
+		return NULL;
+	remote = copy_key(t, remote, model->remote_int);
+	entry = translation_insert(model->translations, remote, &found);
+	entry->local = copy_key(t, local, model->local_int);
+	entry->flags = flags;
+	return entry;
+}
+
+/*
+ * Finds a translation in the hash table or in the table.  Returns false if
+ * there is none; entry is NULL if it was found, but could not be remembered.
+ */
+static bool
+find(PosRun *run, PosModel *model, Datum remote, Datum *local,
+	 TranslationEntry **entry)
+{
+	PosTranslations *t = run->translations;
+	bool		isnull;
+
+	*entry = translation_lookup(model->translations, remote);
+	if (*entry != NULL)
+	{
+		*local = (*entry)->local;
+		return true;
+	}
+	if (!model->has_translations ||
+		!search(t, model->remote_int ? &t->remote : &t->remote_text, model,
+				remote))
+		return false;
+	*local = slot_getattr(t->slot,
+						  (model->local_int ? COL_LOCAL : COL_LOCAL_TEXT) + 1,
+						  &isnull);
+	if (isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the key of table %s has changed its type since it was first synchronized",
+						model->name),
+				 errhint("Remove the model with possync_remove_model('%s', forget => true) and add it again.",
+						 model->name)));
+	*entry = remember(run, model, remote, *local, 0);
+	if (*entry != NULL)
+		*local = (*entry)->local;
+	return true;
+}
+
+/*
+ * Finds the local key of a remote one, and whether its row is known to have
+ * been made in this run.  local stays valid as long as the run, or until the
+ * next look-up if it is a text.
+ */
+PosFound
+pos_translation_find(PosRun *run, PosModel *model, Datum remote, Datum *local,
+					 bool *made)
+{
+	TranslationEntry *entry;
+
+	*made = false;
+	if (!find(run, model, remote, local, &entry))
+		return POS_MISSING;
+	if (entry == NULL)
+		return POS_FOUND;
+	*made = (entry->flags & KNOWN_CREATED) != 0;
+	return entry->flags & KNOWN_PENDING ? POS_PENDING : POS_FOUND;
+}
+
+/* Whether a local row is linked with any remote one; after a flush. */
+bool
+pos_translation_is_linked(PosRun *run, PosModel *model, Datum local)
+{
+	PosTranslations *t = run->translations;
+
+	return model->has_translations &&
+		search(t, model->local_int ? &t->local : &t->local_text, model, local);
+}
+
+/*
+ * Links a remote key with a local one; created tells why.  In a dry run the
+ * local key of a row that would be created is not looked at.
+ */
+void
+pos_translation_add(PosRun *run, PosModel *model, Datum remote, Datum local,
+					bool created)
+{
+	PosTranslations *t = run->translations;
+	Datum		values[NCOLS];
+	bool		nulls[NCOLS];
+
+	if (run->dry)
+	{
+		if (created)
+			local = model->local_int ? Int64GetDatum(t->pending++) :
+				CStringGetTextDatum("");
+		remember(run, model, remote, local, created ? KNOWN_PENDING : 0);
+		return;
+	}
+
+	memset(nulls, false, sizeof(nulls));
+	values[COL_MODEL] = Int16GetDatum(model->id);
+	values[COL_DECISION] = CharGetDatum(created ? 'c' : 'm');
+	values[COL_RUN] = Int32GetDatum(run->id);
+	values[COL_REMOTE] = values[COL_REMOTE_TEXT] = remote;
+	values[COL_LOCAL] = values[COL_LOCAL_TEXT] = local;
+	nulls[COL_REMOTE] = !model->remote_int;
+	nulls[COL_REMOTE_TEXT] = model->remote_int;
+	nulls[COL_LOCAL] = !model->local_int;
+	nulls[COL_LOCAL_TEXT] = model->local_int;
+
+	if (t->bulk == NULL)
+		t->bulk = pos_bulk_open(t->rel, 0, NULL);
+	if (pos_bulk_put(t->bulk, values, nulls))
+		pos_bulk_flush(t->bulk);
+	remember(run, model, remote, local, created ? KNOWN_CREATED : 0);
+	model->has_translations = true;
+}
+
+/*
+ * Unlinks a row that was linked in this run and then could not be written
+ * after all.
+ */
+void
+pos_translation_remove(PosRun *run, PosModel *model, Datum remote)
+{
+	Oid			types[] = {INT2OID, model->remote_int ? INT8OID : TEXTOID};
+	Datum		values[] = {Int16GetDatum(model->id), remote};
+
+	translation_delete(model->translations, remote);
+	if (run->dry)
+		return;
+	pos_translation_flush(run);
+	pos_store_execute(model->remote_int ?
+					  "DELETE FROM @.synchronize_translation"
+					  " WHERE model = $1 AND remote_key = $2" :
+					  "DELETE FROM @.synchronize_translation"
+					  " WHERE model = $1 AND remote_key_text = $2",
+					  2, types, values, NULL);
+}
+
+/* Writes the translations added so far. */
+void
+pos_translation_flush(PosRun *run)
+{
+	if (run->translations->bulk != NULL)
+		pos_bulk_flush(run->translations->bulk);
+}

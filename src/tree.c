@@ -1,0 +1,444 @@
+/*
+ * tree.c
+ *		From the catalog to the dependency tree: which models take part in a
+ *		synchronization, in which order, and how their foreign keys are
+ *		translated.
+ *
+ * A tree is its root, the children that belong to the root (and theirs), and
+ * all that these refer to through foreign keys whose columns are copied.
+ * Models that refer to each other in a circle form one component (Tarjan's
+ * strongly connected components, which come out with what others depend on
+ * first); a component of one model is the ordinary case.
+ *
+ * Foreign keys are read from the catalog every time: what is configured is
+ * only which columns are copied.
+ */
+#include "possync.h"
+
+#include "access/table.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "model.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+
+/* How far a foreign key to a foreign key is followed */
+#define MAX_CHAIN 32
+
+/* Returns the model of a local table, or NULL. */
+PosModel *
+pos_tree_find(List *models, Oid relid)
+{
+	ListCell   *lc;
+
+	foreach(lc, models)
+	{
+		PosModel   *model = lfirst(lc);
+
+		if (model->relid == relid)
+			return model;
+	}
+	return NULL;
+}
+
+static PosField *
+find_field(PosModel *model, AttrNumber attnum)
+{
+	for (int i = 0; i < model->nfields; i++)
+		if (model->fields[i].attnum == attnum)
+			return &model->fields[i];
+	return NULL;
+}
+
+/* Whether a field's value comes from the remote. */
+static bool
+is_transferred(PosField *field)
+{
+	return field != NULL && field->copy;
+}
+
+/* Completes a model's fields by what the catalog says of their columns. */
+static void
+open_model(PosModel *model)
+{
+	TupleDesc	desc;
+
+	model->rel = try_table_open(model->relid, AccessShareLock);
+	if (model->rel == NULL)
+		return;
+
+	desc = RelationGetDescr(model->rel);
+	for (int i = 0; i < model->nfields; i++)
+	{
+		PosField   *field = &model->fields[i];
+
+		for (int a = 0; a < desc->natts; a++)
+		{
+			Form_pg_attribute attr = TupleDescAttr(desc, a);
+
+			if (attr->attisdropped ||
+				strcmp(NameStr(attr->attname), field->name) != 0)
+				continue;
+			field->attnum = attr->attnum;
+			field->type = attr->atttypid;
+			field->base = getBaseType(attr->atttypid);
+			field->typmod = attr->atttypmod;
+			field->collation = attr->attcollation;
+			field->notnull = attr->attnotnull;
+			if (attr->attgenerated)
+				field->copy = false;
+		}
+	}
+	model->local_int = model->nkey == 1 && pos_key_is_integer(model->key[0]->base);
+	model->table_sql =
+		psprintf("%s%s", model->rel->rd_rel->relkind == RELKIND_RELATION ? "ONLY " : "",
+				 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(model->rel)),
+											RelationGetRelationName(model->rel)));
+}
+
+/*
+ * Whether a foreign key takes part: all its columns are transferred, and it is
+ * not the shadow of another one that refers to a partitioned table.
+ */
+static bool
+takes_part(PosModel *model, ForeignKeyCacheInfo *fk)
+{
+	for (int i = 0; i < fk->nkeys; i++)
+		if (!is_transferred(find_field(model, fk->conkey[i])))
+			return false;
+	return true;
+}
+
+/* Returns the part of the model's key that a column is, or -1. */
+static int
+key_part(PosModel *model, AttrNumber attnum)
+{
+	for (int i = 0; i < model->nkey; i++)
+		if (model->key[i]->attnum == attnum)
+			return i;
+	return -1;
+}
+
+/*
+ * Adds a reference by the given foreign key columns to the parent's key, and
+ * makes it the supplier of every field that has none.
+ */
+static void
+add_reference(PosModel *model, PosModel *parent, Oid constraint,
+			  int nfields, AttrNumber *columns, AttrNumber *referenced)
+{
+	PosReference *reference = palloc0(sizeof(PosReference));
+
+	reference->constraint = constraint;
+	reference->parent = parent;
+	reference->nfields = nfields;
+	reference->fields = palloc(nfields * sizeof(PosField *));
+	reference->parts = palloc(nfields * sizeof(int));
+	reference->staged = -1;
+	for (int i = 0; i < nfields; i++)
+	{
+		reference->fields[i] = find_field(model, columns[i]);
+		reference->parts[i] = key_part(parent, referenced[i]);
+		if (reference->fields[i]->supplier == NULL)
+			reference->fields[i]->supplier = reference;
+	}
+	model->references = lappend(model->references, reference);
+}
+
+/*
+ * A column that refers to a column which is no key: if that one refers to the
+ * single-column key of a third model, directly or through others, then so does
+ * this one; else its value is copied like any other.
+ */
+static void
+follow_column(List *models, PosModel *model, AttrNumber column,
+			  PosModel *parent, AttrNumber referenced, int depth)
+{
+	ListCell   *lc;
+
+	if (parent->nkey == 1 && key_part(parent, referenced) == 0)
+	{
+		add_reference(model, parent, InvalidOid, 1, &column, &referenced);
+		return;
+	}
+	if (parent->rel == NULL || depth > MAX_CHAIN)
+		return;
+	foreach(lc, RelationGetFKeyList(parent->rel))
+	{
+		ForeignKeyCacheInfo *fk = lfirst(lc);
+		PosModel   *next = pos_tree_find(models, fk->confrelid);
+
+		if (next == NULL || next == parent || !takes_part(parent, fk))
+			continue;
+		for (int i = 0; i < fk->nkeys; i++)
+			if (fk->conkey[i] == referenced)
+			{
+				follow_column(models, model, column, next, fk->confkey[i],
+							  depth + 1);
+				return;
+			}
+	}
+}
+
+/* Turns one foreign key into references. */
+static void
+resolve_foreign_key(List *models, PosModel *model, ForeignKeyCacheInfo *fk,
+					PosModel *parent)
+{
+	bool		whole = fk->nkeys == parent->nkey;
+
+	for (int i = 0; i < fk->nkeys; i++)
+		whole = whole && key_part(parent, fk->confkey[i]) >= 0;
+	if (whole)
+		add_reference(model, parent, fk->conoid, fk->nkeys, fk->conkey,
+					  fk->confkey);
+	else
+		for (int i = 0; i < fk->nkeys; i++)
+			if (find_field(model, fk->conkey[i])->supplier == NULL)
+				follow_column(models, model, fk->conkey[i], parent,
+							  fk->confkey[i], 0);
+}
+
+/*
+ * Finds the references of one model.  Keys of more columns come last, so that
+ * a column shared by several foreign keys is supplied by its own.
+ */
+static void
+find_references(List *models, PosModel *model)
+{
+	List	   *fks = RelationGetFKeyList(model->rel);
+	ListCell   *lc;
+
+	for (int nkeys = 1; nkeys <= INDEX_MAX_KEYS; nkeys++)
+		foreach(lc, fks)
+		{
+			ForeignKeyCacheInfo *fk = lfirst(lc);
+			PosModel   *parent = pos_tree_find(models, fk->confrelid);
+
+			if (fk->nkeys != nkeys || parent == NULL || !takes_part(model, fk))
+				continue;
+			if (parent->on_unknown == POS_IGNORE)
+			{
+				/* its rows are never here: nothing to refer to */
+				for (int i = 0; i < fk->nkeys; i++)
+					find_field(model, fk->conkey[i])->copy = false;
+				continue;
+			}
+			model->depends = list_append_unique_ptr(model->depends, parent);
+			resolve_foreign_key(models, model, fk, parent);
+		}
+}
+
+/* Tarjan's algorithm over the models that one leads to. */
+typedef struct Walk
+{
+	PosTree    *tree;
+	List	   *stack;
+	int			next_index;
+} Walk;
+
+static void visit(Walk *walk, PosModel *model);
+
+static void
+follow(Walk *walk, PosModel *from, PosModel *to)
+{
+	if (to->index == 0)
+	{
+		visit(walk, to);
+		from->lowlink = Min(from->lowlink, to->lowlink);
+	}
+	else if (to->on_stack)
+		from->lowlink = Min(from->lowlink, to->index);
+}
+
+static void
+visit(Walk *walk, PosModel *model)
+{
+	PosComponent *component;
+	PosModel   *member;
+	ListCell   *lc;
+
+	check_stack_depth();
+	model->index = model->lowlink = ++walk->next_index;
+	model->on_stack = true;
+	walk->stack = lappend(walk->stack, model);
+
+	foreach(lc, model->depends)
+		follow(walk, model, lfirst(lc));
+
+	if (model->lowlink != model->index)
+		return;
+
+	/* model is the first of its component; the rest of the stack belongs to it */
+	component = palloc0(sizeof(PosComponent));
+	do
+	{
+		member = llast(walk->stack);
+		walk->stack = list_delete_last(walk->stack);
+		member->on_stack = false;
+		member->component = component;
+		component->models = lcons(member, component->models);
+		walk->tree->models = lappend(walk->tree->models, member);
+	} while (member != model);
+	component->inner = list_length(component->models) > 1 ||
+		list_member_ptr(model->depends, model);
+	walk->tree->components = lappend(walk->tree->components, component);
+}
+
+/* Adds a model's children, and theirs, in the order of the walk. */
+static void
+visit_children(Walk *walk, PosModel *model)
+{
+	ListCell   *lc;
+
+	foreach(lc, model->children)
+	{
+		PosModel   *child = lfirst(lc);
+
+		if (child->index != 0)
+			continue;
+		visit(walk, child);
+		visit_children(walk, child);
+	}
+}
+
+static void
+mark_inner_references(PosTree *tree)
+{
+	ListCell   *lc;
+	ListCell   *lc2;
+
+	foreach(lc, tree->models)
+	{
+		PosModel   *model = lfirst(lc);
+
+		foreach(lc2, model->references)
+		{
+			PosReference *reference = lfirst(lc2);
+
+			reference->inner =
+				reference->parent->component == model->component;
+		}
+	}
+}
+
+/*
+ * Loads the tree of a root model: configuration, local catalog, order.
+ * Errors when there is no such model; everything else that may be wrong is
+ * left to pos_tree_check.
+ */
+PosTree *
+pos_tree_load(const char *name)
+{
+	PosTree    *tree = palloc0(sizeof(PosTree));
+	List	   *models = pos_config_models(name, &tree->server);
+	Walk		walk = {.tree = tree};
+	ListCell   *lc;
+
+	pos_config_fields(models);
+	pos_config_children(models);
+	foreach(lc, models)
+		open_model(lfirst(lc));
+	foreach(lc, models)
+		if (((PosModel *) lfirst(lc))->rel != NULL)
+			find_references(models, lfirst(lc));
+
+	tree->root = linitial(models);
+	visit(&walk, tree->root);
+	visit_children(&walk, tree->root);
+	mark_inner_references(tree);
+	pos_config_positions(tree->models);
+	return tree;
+}
+
+/* Adds a sentence for every foreign key that leads out of the configuration. */
+static List *
+check_foreign_keys(PosTree *tree, PosModel *model, List *sentences)
+{
+	ListCell   *lc;
+
+	foreach(lc, RelationGetFKeyList(model->rel))
+	{
+		ForeignKeyCacheInfo *fk = lfirst(lc);
+
+		if (!takes_part(model, fk) ||
+			pos_tree_find(tree->models, fk->confrelid) != NULL ||
+			get_rel_relispartition(fk->confrelid))
+			continue;
+		sentences = lappend(sentences,
+							psprintf("table %s refers to %s, which is not configured for server \"%s\"; call possync_add_model('%s', server => '%s') again, or leave column \"%s\" out",
+									 model->name,
+									 get_rel_name(fk->confrelid),
+									 tree->server, model->name, tree->server,
+									 find_field(model, fk->conkey[0])->name));
+	}
+	return sentences;
+}
+
+/* Adds a sentence for every column that a new row needs and nobody supplies. */
+static List *
+check_required(PosModel *model, List *sentences)
+{
+	TupleDesc	desc = RelationGetDescr(model->rel);
+
+	for (int a = 0; a < desc->natts; a++)
+	{
+		Form_pg_attribute attr = TupleDescAttr(desc, a);
+		PosField   *field;
+
+		if (attr->attisdropped || attr->attgenerated || attr->attidentity ||
+			!attr->attnotnull || attr->atthasdef)
+			continue;
+		field = find_field(model, attr->attnum);
+		if (field != NULL && (field->copy || field->fixed != NULL))
+			continue;
+		sentences = lappend(sentences,
+							psprintf("column \"%s\" of table %s must not be null, has no default, and is neither copied nor fixed; give it a value with possync_set_field('%s', '%s', fixed => ...)",
+									 NameStr(attr->attname), model->name,
+									 model->name, NameStr(attr->attname)));
+	}
+	return sentences;
+}
+
+/*
+ * Compares the configuration of a tree with the local catalog.  Returns a
+ * sentence for everything that does not fit, NIL if all is well.
+ */
+List *
+pos_tree_check(PosTree *tree)
+{
+	List	   *sentences = NIL;
+	ListCell   *lc;
+
+	foreach(lc, tree->models)
+	{
+		PosModel   *model = lfirst(lc);
+
+		if (model->rel == NULL)
+		{
+			sentences = lappend(sentences,
+								psprintf("the local table of model \"%s\" does not exist any more",
+										 model->name));
+			continue;
+		}
+		for (int i = 0; i < model->nkey; i++)
+			if (model->key[i]->attnum == 0)
+				sentences = lappend(sentences,
+									psprintf("key column \"%s\" of table %s does not exist any more",
+											 model->key[i]->name, model->name));
+		for (int i = 0; i < model->nfields; i++)
+			if (model->fields[i].attnum == 0 && !model->fields[i].is_key)
+				sentences = lappend(sentences,
+									psprintf("column \"%s\" of table %s does not exist any more",
+											 model->fields[i].name,
+											 model->name));
+		if (model->on_unknown == POS_IGNORE)
+			continue;
+		sentences = check_foreign_keys(tree, model, sentences);
+		if (model->on_unknown != POS_MATCH_ONLY)
+			sentences = check_required(model, sentences);
+	}
+	return sentences;
+}
