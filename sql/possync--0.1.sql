@@ -327,8 +327,9 @@ COMMENT ON VIEW @extschema@._possync_foreign_key IS 'internal: foreign keys, par
 GRANT SELECT ON @extschema@._possync_foreign_key TO PUBLIC;
 
 /*
- * possync_reference: which model refers to which.  A foreign key none of
- * whose columns is copied needs no translation and is not listed.
+ * possync_reference: which model refers to which, and by which columns.  A
+ * foreign key none of whose columns is copied needs no translation and is not
+ * listed.
  */
 CREATE VIEW @extschema@.possync_reference AS
 SELECT m.id AS model_id,
@@ -336,13 +337,14 @@ SELECT m.id AS model_id,
 	   f.columns,
 	   r.id AS referenced_id,
 	   r.name AS referenced,
-	   f.name AS constraint_name,
-	   f.first_column
+	   f.first_column,
+	   pg_catalog.array_agg(f.name ORDER BY f.name) AS constraints
 FROM @extschema@.synchronize_model m
 JOIN @extschema@._possync_foreign_key f ON f.relation = m.relation
 JOIN @extschema@.synchronize_model r ON r.relation = f.referenced AND r.server = m.server
 WHERE EXISTS (SELECT FROM @extschema@.synchronize_field s
-			  WHERE s.model = m.id AND s.name = ANY (f.columns) AND s.copy);
+			  WHERE s.model = m.id AND s.name = ANY (f.columns) AND s.copy)
+GROUP BY m.id, f.columns, f.first_column, r.id;
 COMMENT ON VIEW @extschema@.possync_reference IS 'which model refers to which, and by which columns';
 GRANT SELECT ON @extschema@.possync_reference TO PUBLIC;
 
@@ -495,10 +497,10 @@ BEGIN
 		columns := key;
 		reason := 'recognised by the key';
 	ELSIF candidate.name IS NOT NULL THEN
-		reason := format('not recognised, %s may be null (change: possync_set_field(match => true))',
+		reason := format('no match fields, (%s) may be null: choose some with possync_set_field',
 						 array_to_string(candidate.columns, ', '));
 	ELSE
-		reason := 'not recognised, nothing is unique (change: possync_set_field(match => true))';
+		reason := 'no match fields, nothing else is unique: choose some with possync_set_field';
 	END IF;
 END $$;
 COMMENT ON FUNCTION @extschema@._possync_propose_match(regclass, name[]) IS 'internal: columns by which a row of a new model is recognised';
@@ -795,11 +797,17 @@ BEGIN
 		RETURNING synchronize_model.id INTO id;
 	ELSIF NOT pg_has_role((SELECT c.relowner FROM pg_class c WHERE c.oid = $1), 'USAGE') THEN
 		RETURN;
+	ELSIF NOT EXISTS (SELECT FROM @extschema@._possync_unique($1) u
+					  WHERE u.not_null AND u.columns @> key AND u.columns <@ key) THEN
+		RAISE object_not_in_prerequisite_state USING
+			MESSAGE = format('table %s is no longer unique by %s', $1, array_to_string(key, ', ')),
+			DETAIL = 'These are the columns by which its rows were told apart when it was configured.',
+			HINT = 'Make them a unique constraint over columns that are not null, or remove the model with possync_remove_model and add it again.';
 	END IF;
 
 	WITH new AS (
 		INSERT INTO @extschema@.synchronize_field (model, name, remote, copy, match, reason)
-		SELECT id, c.name, c.name, c.copy, is_new AND coalesce(c.name = ANY (match.columns), false), c.reason
+		SELECT _possync_add_table.id, c.name, c.name, c.copy, is_new AND coalesce(c.name = ANY (match.columns), false), c.reason
 		FROM @extschema@._possync_columns($1, key) c
 		ON CONFLICT (model, name) DO NOTHING
 		RETURNING name)
@@ -811,13 +819,18 @@ BEGIN
 
 	WITH old AS (
 		DELETE FROM @extschema@.synchronize_field f
-		WHERE f.model = id AND NOT EXISTS (SELECT FROM pg_attribute a
+		WHERE f.model = _possync_add_table.id AND NOT EXISTS (SELECT FROM pg_attribute a
 										   WHERE a.attrelid = $1 AND a.attname = f.name AND NOT a.attisdropped)
 		RETURNING f.name)
 	SELECT string_agg(old.name, ', ' ORDER BY old.name) INTO dropped FROM old;
 
+	IF dropped IS NOT NULL THEN
+		UPDATE @extschema@.synchronize_model m SET on_unknown = 'create'
+		WHERE m.id = _possync_add_table.id AND m.on_unknown = 'match_create'
+		  AND NOT EXISTS (SELECT FROM @extschema@.synchronize_field f WHERE f.model = m.id AND f.match);
+	END IF;
 	IF added IS NOT NULL THEN
-		DELETE FROM @extschema@.synchronize_position p WHERE p.model = id;
+		DELETE FROM @extschema@.synchronize_position p WHERE p.model = _possync_add_table.id;
 	END IF;
 	note := nullif(concat_ws('; ', 'new columns: ' || added, 'columns no longer there: ' || dropped), '');
 END $$;
@@ -932,7 +945,7 @@ BEGIN
 						 WHERE p.id = parent AND t.n = 1
 							OR p.id IN (SELECT c.model FROM @extschema@.synchronize_child c WHERE c.child = t.id))
 					ELSE (SELECT string_agg(format('%s (%s)', r.model, array_to_string(r.columns, ', ')), ', '
-											ORDER BY array_position(ids, r.model_id), r.first_column, r.constraint_name)
+											ORDER BY array_position(ids, r.model_id), r.first_column, r.columns)
 								 || CASE count(*) WHEN 1 THEN ' refers to it' ELSE ' refer to it' END
 						  FROM @extschema@.possync_reference r
 						  WHERE r.referenced_id = t.id AND r.model_id = ANY (ids) AND r.model_id <> t.id)
@@ -1069,7 +1082,7 @@ BEGIN
 	old := @extschema@._possync_model($1);
 	PERFORM @extschema@._possync_check_rights(old.relation, old.server);
 	SELECT string_agg(format('%s (%s)', r.model, array_to_string(r.columns, ', ')), ', '
-					  ORDER BY r.model COLLATE "C", r.first_column, r.constraint_name) INTO users
+					  ORDER BY r.model COLLATE "C", r.first_column, r.columns) INTO users
 	FROM @extschema@.possync_reference r WHERE r.referenced_id = old.id AND r.model_id <> old.id;
 	IF users IS NOT NULL THEN
 		RAISE dependent_objects_still_exist USING
@@ -1387,7 +1400,7 @@ AS $$
 DECLARE
 	root @extschema@.synchronize_model := @extschema@._possync_model($1);
 	shown smallint[] := '{}';
-	shown_children smallint[] := '{}';
+	children smallint[];			/* all below the root */
 	/* The lines still to come, the next one last. */
 	ids smallint[] := ARRAY[root.id];
 	paths text[] := ARRAY['/'];		/* ids above it: /1/2/ */
@@ -1398,24 +1411,32 @@ DECLARE
 	path text;
 	arrow text;
 	indent integer;
-	is_first boolean;
+	in_full boolean;
 	branch record;
 BEGIN
+	WITH RECURSIVE below (id) AS (
+		SELECT c.child FROM @extschema@.synchronize_child c WHERE c.model = root.id
+		UNION
+		SELECT c.child FROM below b JOIN @extschema@.synchronize_child c ON c.model = b.id)
+	SELECT coalesce(array_agg(b.id), '{}') INTO children FROM below b;
+
 	WHILE n > 0 LOOP
 		SELECT m.* INTO current FROM @extschema@.synchronize_model m WHERE m.id = ids[n];
 		path := paths[n];
 		arrow := arrows[n];
-		is_first := current.id <> ALL (shown);
+		/* A child is described where it belongs. */
+		in_full := current.id <> ALL (shown) AND (arrow <> '->' OR current.id <> ALL (children));
 		indent := 4 * (length(path) - length(replace(path, '/', '')) - 1);
 		tree := CASE WHEN indent = 0 THEN current.name
 					 ELSE repeat(' ', indent - 3) || arrow || ' ' || current.name END;
-		IF is_first THEN
+		IF in_full THEN
 			remote := current.remote;
 			does := @extschema@._possync_does(current.id);
 			reason := concat_ws('; ', 'by ' || keys[n], current.reason);
 		ELSE
 			tree := tree || CASE WHEN path LIKE '%/' || current.id || '/' THEN ' (itself)'
 								 WHEN path LIKE '%/' || current.id || '/%' THEN ' (cycle, see above)'
+								 WHEN current.id <> ALL (shown) THEN ' (see below)'
 								 ELSE ' (see above)' END;
 			remote := NULL;
 			does := NULL;
@@ -1424,7 +1445,7 @@ BEGIN
 		n := n - 1;
 		RETURN NEXT;
 
-		IF is_first AND fields THEN
+		IF in_full AND fields THEN
 			RETURN QUERY
 			SELECT repeat(' ', indent + 2) || f.name, f.remote, @extschema@._possync_does(f.model, f.name),
 				   CASE WHEN a.attname IS NULL THEN 'the column is no longer there' ELSE f.reason END
@@ -1442,14 +1463,14 @@ BEGIN
 			SELECT 1 AS rank, '<-' AS arrow, c.child AS id, m.name COLLATE "C" AS name, 0 AS first_column,
 				   (SELECT array_to_string(r.columns, ', ') FROM @extschema@.possync_reference r
 					WHERE r.model_id = c.child AND r.referenced_id = current.id
-					ORDER BY r.first_column, r.constraint_name LIMIT 1) AS key
+					ORDER BY r.first_column, r.columns LIMIT 1) AS key
 			FROM @extschema@.synchronize_child c JOIN @extschema@.synchronize_model m ON m.id = c.child
-			WHERE c.model = current.id AND arrow <> '->' AND current.id <> ALL (shown_children)
+			WHERE c.model = current.id AND in_full AND arrow <> '->'
 			UNION ALL
 			SELECT 0, '->', r.referenced_id, NULL, min(r.first_column),
-				   string_agg(array_to_string(r.columns, ', '), '; by ' ORDER BY r.first_column, r.constraint_name)
+				   string_agg(array_to_string(r.columns, ', '), '; by ' ORDER BY r.first_column, r.columns)
 			FROM @extschema@.possync_reference r
-			WHERE r.model_id = current.id AND is_first
+			WHERE r.model_id = current.id AND in_full
 			  AND NOT (arrow = '<-' AND path LIKE '%/' || r.referenced_id || '/')
 			GROUP BY r.referenced_id
 			ORDER BY rank DESC, name DESC, first_column DESC, id DESC
@@ -1460,9 +1481,8 @@ BEGIN
 			arrows[n] := branch.arrow;
 			keys[n] := branch.key;
 		END LOOP;
-		shown := shown || current.id;
-		IF arrow <> '->' THEN
-			shown_children := shown_children || current.id;
+		IF in_full THEN
+			shown := shown || current.id;
 		END IF;
 	END LOOP;
 END $$;
