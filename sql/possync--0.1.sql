@@ -4,7 +4,9 @@
 
 /*
  * Configuration and bookkeeping.  Ordinary tables: local tables are stored as
- * regclass and servers by name, so that pg_dump carries everything.
+ * regclass and servers by name, so that pg_dump carries everything.  There are
+ * no foreign keys between them: pg_restore -j loads the tables of an extension
+ * in any order, with their constraints in place.  Triggers do their work.
  */
 
 -- A local table with its remote counterpart.  One per table and server: its
@@ -35,7 +37,7 @@ COMMENT ON COLUMN @extschema@.synchronize_model.reason IS 'why it was proposed l
 
 -- A column of a model.
 CREATE TABLE @extschema@.synchronize_field (
-	model smallint NOT NULL REFERENCES @extschema@.synchronize_model ON DELETE CASCADE,
+	model smallint NOT NULL,
 	name name NOT NULL,
 	remote text NOT NULL,
 	copy boolean NOT NULL,
@@ -56,8 +58,8 @@ COMMENT ON COLUMN @extschema@.synchronize_field.reason IS 'why it was proposed l
 
 -- Children that belong to a model and travel with it.
 CREATE TABLE @extschema@.synchronize_child (
-	model smallint NOT NULL REFERENCES @extschema@.synchronize_model ON DELETE CASCADE,
-	child smallint NOT NULL REFERENCES @extschema@.synchronize_model ON DELETE CASCADE,
+	model smallint NOT NULL,
+	child smallint NOT NULL,
 	reason text,
 	PRIMARY KEY (model, child)
 );
@@ -89,7 +91,7 @@ COMMENT ON COLUMN @extschema@.synchronize_translation.run IS 'the run in synchro
 
 -- How far a model has been read.
 CREATE TABLE @extschema@.synchronize_position (
-	model smallint PRIMARY KEY REFERENCES @extschema@.synchronize_model ON DELETE CASCADE,
+	model smallint PRIMARY KEY,
 	position text NOT NULL,
 	source text NOT NULL,
 	run integer NOT NULL
@@ -131,7 +133,7 @@ COMMENT ON COLUMN @extschema@.synchronize_history.models IS 'counts, time in mil
 -- Rows that could not be applied.  They are asked for again in every run.
 CREATE TABLE @extschema@.synchronize_quarantine (
 	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-	model smallint NOT NULL REFERENCES @extschema@.synchronize_model ON DELETE CASCADE,
+	model smallint NOT NULL,
 	remote_key text NOT NULL,
 	reason text NOT NULL CHECK (reason IN ('ambiguous', 'linked', 'unmatched', 'dependency', 'suppressed', 'error')),
 	message text NOT NULL,
@@ -200,7 +202,8 @@ BEGIN
 	IF NOT EXISTS (SELECT FROM pg_class c
 				   WHERE c.oid = relation AND pg_has_role(c.relowner, 'USAGE')) THEN
 		RAISE insufficient_privilege USING
-			MESSAGE = format('must be owner of table %s', relation),
+			MESSAGE = CASE WHEN relation IS NULL THEN 'the model does not exist'
+						   ELSE format('must be owner of table %s', relation) END,
 			DETAIL = 'Only the owner of a table may configure how it is synchronized.';
 	END IF;
 	IF EXISTS (SELECT FROM pg_foreign_server s
@@ -216,29 +219,23 @@ COMMENT ON FUNCTION @extschema@._possync_check_rights(regclass, name) IS 'intern
  * _possync_authorize
  *		Trigger of the configuration tables: checks rights for every row.
  *
- * A field whose model is gone is being removed by the foreign key, after its
- * model was authorized.
+ * A superuser restores tables in any order, maybe before their models.
  */
 CREATE FUNCTION @extschema@._possync_authorize()
 RETURNS trigger LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-	IF TG_TABLE_NAME = 'synchronize_model' THEN
-		IF TG_OP <> 'INSERT' THEN
-			PERFORM @extschema@._possync_check_rights(OLD.relation, OLD.server);
-		END IF;
-		IF TG_OP <> 'DELETE' THEN
-			PERFORM @extschema@._possync_check_rights(NEW.relation, NEW.server);
-		END IF;
-	ELSE
-		IF TG_OP <> 'INSERT' THEN
+	IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+		IF TG_TABLE_NAME = 'synchronize_model' THEN
 			PERFORM @extschema@._possync_check_rights(m.relation, m.server)
-			FROM @extschema@.synchronize_model m WHERE m.id = OLD.model;
-		END IF;
-		IF TG_OP <> 'DELETE' THEN
+			FROM (SELECT OLD.relation, OLD.server WHERE TG_OP <> 'INSERT'
+				  UNION SELECT NEW.relation, NEW.server WHERE TG_OP <> 'DELETE') m;
+		ELSE
 			PERFORM @extschema@._possync_check_rights(m.relation, m.server)
-			FROM @extschema@.synchronize_model m WHERE m.id = NEW.model;
+			FROM (SELECT OLD.model WHERE TG_OP <> 'INSERT'
+				  UNION SELECT NEW.model WHERE TG_OP <> 'DELETE') r
+			LEFT JOIN @extschema@.synchronize_model m ON m.id = r.model;
 		END IF;
 	END IF;
 	RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
@@ -260,22 +257,25 @@ GRANT DELETE ON @extschema@.synchronize_position TO PUBLIC;
 
 /*
  * _possync_forget
- *		Trigger: the translations of a model go with it.
+ *		Trigger: everything that is kept about a model goes with it.
  *
- * Does the work of a foreign key without its cost for every row translated.
- * SECURITY DEFINER since nobody else may touch translations; who may delete
- * the model was decided by _possync_authorize.
+ * Does the work of foreign keys.  SECURITY DEFINER since nobody else may touch
+ * translations; who may delete the model was decided by _possync_authorize.
  */
 CREATE FUNCTION @extschema@._possync_forget()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+	DELETE FROM @extschema@.synchronize_field WHERE model = OLD.id;
+	DELETE FROM @extschema@.synchronize_child WHERE OLD.id IN (model, child);
 	DELETE FROM @extschema@.synchronize_translation WHERE model = OLD.id;
+	DELETE FROM @extschema@.synchronize_position WHERE model = OLD.id;
+	DELETE FROM @extschema@.synchronize_quarantine WHERE model = OLD.id;
 	RETURN NULL;
 END $$;
 REVOKE ALL ON FUNCTION @extschema@._possync_forget() FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@._possync_forget() IS 'internal: deletes the translations of a model that is removed';
+COMMENT ON FUNCTION @extschema@._possync_forget() IS 'internal: deletes what is kept about a model that is removed';
 
 CREATE TRIGGER synchronize_forget AFTER DELETE ON @extschema@.synchronize_model
 	FOR EACH ROW EXECUTE FUNCTION @extschema@._possync_forget();

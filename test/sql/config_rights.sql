@@ -53,6 +53,7 @@ UPDATE synchronize_model SET remote = 'x' WHERE name = 'mine';
 DELETE FROM synchronize_field f USING synchronize_model m WHERE m.id = f.model AND m.name = 'mine';
 INSERT INTO synchronize_model (name, relation, server, remote, key_columns) VALUES ('m', 'theirs', 'x', 'x', '{id}');
 INSERT INTO synchronize_child SELECT m.id, m.id FROM synchronize_model m WHERE m.name = 'mine';
+INSERT INTO synchronize_field (model, name, remote, copy) VALUES (999, 'a', 'a', true);
 SELECT count(*) FROM synchronize_translation;
 RESET ROLE;
 INSERT INTO synchronize_position (model, position, source, run) SELECT id, 'x', 'x', 1 FROM synchronize_model;
@@ -74,6 +75,8 @@ SELECT id, 'c', 1, 1, 1 FROM synchronize_model;
 SET ROLE regress_possync_owner;
 SELECT possync_remove_model('mine', forget => true);
 RESET ROLE;
+SELECT count(*) FROM synchronize_field f LEFT JOIN synchronize_model m ON m.id = f.model WHERE m.id IS NULL;
+SELECT count(*) FROM synchronize_position p LEFT JOIN synchronize_model m ON m.id = p.model WHERE m.id IS NULL;
 SELECT m.name FROM synchronize_translation t LEFT JOIN synchronize_model m ON m.id = t.model ORDER BY 1;
 
 -- every function of possync's fixes its search path
