@@ -510,9 +510,11 @@ COMMENT ON FUNCTION @extschema@._possync_propose_match(regclass, name[]) IS 'int
  *		The columns that tell when a row was changed, and why; columns is null
  *		if there are none.
  *
- * Found by name and type together.  A column that may be null misses rows,
- * unless it has a default or the time of creation stands beside it (an
- * application that writes the one at the first change and the other before).
+ * Found by name and type together; a transaction number (xid8) is exact and
+ * comes first.  A number that applications count up is never
+ * proposed: it cannot tell that a smaller one is still to be committed.  A
+ * column that may be null is read together with the time of creation, where
+ * there is one: rows without either are read every time.
  */
 CREATE FUNCTION @extschema@._possync_propose_change(relation regclass, key name[],
 													OUT columns name[], OUT reason text)
@@ -529,34 +531,28 @@ DECLARE
 		lastmodifiedtime,updatets,updatedts,modifiedts,modificationdate,writedate,mtime}';
 	created CONSTANT text[] := '{createdat,created,createdon,createdate,createddate,creationdate,datecreated,
 		dateadd,createtime,createdtime,creationtime,createts,createdts,insertedat,ctime}';
-	versions CONSTANT text[] := '{rowversion,rowver}';
 	found record;
 	beside name;
 BEGIN
-	SELECT c.name, c.not_null OR c.has_default AS filled INTO found
+	SELECT c.name, c.type, c.not_null INTO found
 	FROM (SELECT c.*, replace(lower(c.name), '_', '') AS plain
 		  FROM @extschema@._possync_columns(relation, key) c WHERE c.copy) c
-	WHERE c.type = 'xid8'::regtype
-	   OR c.plain = ANY (versions) AND c.type IN ('int4'::regtype, 'int8'::regtype)
+	WHERE c.type = 'xid8'::regtype AND c.plain ~ 'chang|updat|modif|version|last|xid|xact'
+		  AND c.plain !~ 'creat|insert|delet'
 	   OR c.plain = ANY (changed) AND c.type IN ('timestamptz'::regtype, 'timestamp'::regtype)
-	ORDER BY c.type <> 'xid8'::regtype, c.plain = ANY (versions), array_position(changed, c.plain), c.name
+	ORDER BY c.type <> 'xid8'::regtype, c.type <> 'timestamptz'::regtype, array_position(changed, c.plain), c.name
 	LIMIT 1;
 
 	IF found.name IS NULL THEN
 		reason := 'no change column found: every row is read';
 		RETURN;
 	END IF;
-	IF NOT found.filled THEN
+	IF NOT found.not_null THEN
 		SELECT c.name INTO beside
 		FROM @extschema@._possync_columns(relation, key) c
-		WHERE c.copy AND replace(lower(c.name), '_', '') = ANY (created)
-		  AND c.type IN ('timestamptz'::regtype, 'timestamp'::regtype)
+		WHERE c.copy AND c.type = found.type AND replace(lower(c.name), '_', '') = ANY (created)
 		ORDER BY array_position(created, replace(lower(c.name), '_', '')), c.name
 		LIMIT 1;
-		IF beside IS NULL THEN
-			reason := format('%s may be null: every row is read', found.name);
-			RETURN;
-		END IF;
 	END IF;
 	columns := array_remove(ARRAY[found.name, beside], NULL);
 	reason := format('changes found by %s', array_to_string(columns, ', '));

@@ -98,7 +98,9 @@ CREATE TABLE c_pair (id serial PRIMARY KEY, write_date timestamp, create_date ti
 CREATE TABLE c_camel (id serial PRIMARY KEY, "updatedAt" timestamptz NOT NULL, "createdAt" timestamptz NOT NULL);
 CREATE TABLE c_sakila (id serial PRIMARY KEY, last_update timestamp NOT NULL DEFAULT now());
 CREATE TABLE c_several (id serial PRIMARY KEY, modified timestamptz NOT NULL, updated_at timestamptz NOT NULL);
-CREATE TABLE c_xid (id serial PRIMARY KEY, updated_at timestamptz NOT NULL, x xid8 NOT NULL);
+CREATE TABLE c_xid (id serial PRIMARY KEY, updated_at timestamptz NOT NULL, insert_xid xid8 NOT NULL, xid xid8 NOT NULL);
+CREATE TABLE c_zone (id serial PRIMARY KEY, updated_at timestamp NOT NULL, modified timestamptz NOT NULL);
+CREATE TABLE c_types (id serial PRIMARY KEY, write_date timestamptz, create_date timestamp);
 CREATE TABLE c_rowversion (id serial PRIMARY KEY, row_version bigint NOT NULL);
 CREATE TABLE c_generated (id serial PRIMARY KEY, t timestamp NOT NULL, modified timestamp NOT NULL GENERATED ALWAYS AS (t) STORED);
 SELECT count(*) FROM pg_class c, possync_add_model(c.oid::regclass, server => 'hq')
