@@ -511,10 +511,10 @@ COMMENT ON FUNCTION @extschema@._possync_propose_match(regclass, name[]) IS 'int
  *		if there are none.
  *
  * Found by name and type together; a transaction number (xid8) is exact and
- * comes first.  A number that applications count up is never
- * proposed: it cannot tell that a smaller one is still to be committed.  A
- * column that may be null is read together with the time of creation, where
- * there is one: rows without either are read every time.
+ * comes first.  A number that applications count up is never proposed: it
+ * cannot tell that a smaller one is still to be committed.  A column that may
+ * be null is read together with the time of creation, where there is one:
+ * rows without either are read every time.
  */
 CREATE FUNCTION @extschema@._possync_propose_change(relation regclass, key name[],
 													OUT columns name[], OUT reason text)
