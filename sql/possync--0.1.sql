@@ -4,7 +4,9 @@
 
 /*
  * Configuration and bookkeeping.  Ordinary tables: local tables are stored as
- * regclass and servers by name, so that pg_dump carries everything.
+ * regclass and servers by name, so that pg_dump carries everything.  There are
+ * no foreign keys between them: pg_restore -j loads the tables of an extension
+ * in any order, with their constraints in place.  Triggers do their work.
  */
 
 -- A local table with its remote counterpart.  One per table and server: its
@@ -35,7 +37,7 @@ COMMENT ON COLUMN @extschema@.synchronize_model.reason IS 'why it was proposed l
 
 -- A column of a model.
 CREATE TABLE @extschema@.synchronize_field (
-	model smallint NOT NULL REFERENCES @extschema@.synchronize_model ON DELETE CASCADE,
+	model smallint NOT NULL,
 	name name NOT NULL,
 	remote text NOT NULL,
 	copy boolean NOT NULL,
@@ -56,8 +58,8 @@ COMMENT ON COLUMN @extschema@.synchronize_field.reason IS 'why it was proposed l
 
 -- Children that belong to a model and travel with it.
 CREATE TABLE @extschema@.synchronize_child (
-	model smallint NOT NULL REFERENCES @extschema@.synchronize_model ON DELETE CASCADE,
-	child smallint NOT NULL REFERENCES @extschema@.synchronize_model ON DELETE CASCADE,
+	model smallint NOT NULL,
+	child smallint NOT NULL,
 	reason text,
 	PRIMARY KEY (model, child)
 );
@@ -89,7 +91,7 @@ COMMENT ON COLUMN @extschema@.synchronize_translation.run IS 'the run in synchro
 
 -- How far a model has been read.
 CREATE TABLE @extschema@.synchronize_position (
-	model smallint PRIMARY KEY REFERENCES @extschema@.synchronize_model ON DELETE CASCADE,
+	model smallint PRIMARY KEY,
 	position text NOT NULL,
 	source text NOT NULL,
 	run integer NOT NULL
@@ -131,7 +133,7 @@ COMMENT ON COLUMN @extschema@.synchronize_history.models IS 'counts, time in mil
 -- Rows that could not be applied.  They are asked for again in every run.
 CREATE TABLE @extschema@.synchronize_quarantine (
 	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-	model smallint NOT NULL REFERENCES @extschema@.synchronize_model ON DELETE CASCADE,
+	model smallint NOT NULL,
 	remote_key text NOT NULL,
 	reason text NOT NULL CHECK (reason IN ('ambiguous', 'linked', 'unmatched', 'dependency', 'suppressed', 'error')),
 	message text NOT NULL,
@@ -172,6 +174,1315 @@ CREATE FOREIGN DATA WRAPPER possync_postgres VALIDATOR @extschema@.possync_postg
 COMMENT ON FOREIGN DATA WRAPPER possync_postgres IS 'possync: a remote PostgreSQL';
 
 /* --- configuration functions (model, field, child) --- */
+
+/*
+ * Rights.  To configure a table one must own it and have USAGE on its server.
+ * The functions below run with the rights of their caller, so that
+ * current_user tells who that is, also under SET ROLE and inside somebody's
+ * SECURITY DEFINER function; a SECURITY DEFINER function here could not find
+ * out.  So everybody may write to the tables, and a trigger decides about
+ * every row, whichever way it is written.  A superuser passes always.
+ */
+
+/*
+ * _possync_check_rights
+ *		Lets those pass who may configure a table for a server.
+ *
+ * Errors: insufficient_privilege.  A table that was dropped has no owner any
+ * more; its configuration is left to superusers.
+ */
+CREATE FUNCTION @extschema@._possync_check_rights(relation regclass, server name)
+RETURNS void LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+		RETURN;
+	END IF;
+	IF NOT EXISTS (SELECT FROM pg_class c
+				   WHERE c.oid = relation AND pg_has_role(c.relowner, 'USAGE')) THEN
+		RAISE insufficient_privilege USING
+			MESSAGE = CASE WHEN relation IS NULL THEN 'the model does not exist'
+						   ELSE format('must be owner of table %s', relation) END,
+			DETAIL = 'Only the owner of a table may configure how it is synchronized.';
+	END IF;
+	IF EXISTS (SELECT FROM pg_foreign_server s
+			   WHERE s.srvname = server AND NOT has_server_privilege(s.oid, 'USAGE')) THEN
+		RAISE insufficient_privilege USING
+			MESSAGE = format('permission denied for foreign server %s', server),
+			HINT = format('Ask its owner for: GRANT USAGE ON FOREIGN SERVER %I TO %I;', server, current_user);
+	END IF;
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_check_rights(regclass, name) IS 'internal: lets those pass who may configure a table for a server';
+
+/*
+ * _possync_authorize
+ *		Trigger of the configuration tables: checks rights for every row.
+ *
+ * A superuser restores tables in any order, maybe before their models.
+ */
+CREATE FUNCTION @extschema@._possync_authorize()
+RETURNS trigger LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+		IF TG_TABLE_NAME = 'synchronize_model' THEN
+			PERFORM @extschema@._possync_check_rights(m.relation, m.server)
+			FROM (SELECT OLD.relation, OLD.server WHERE TG_OP <> 'INSERT'
+				  UNION SELECT NEW.relation, NEW.server WHERE TG_OP <> 'DELETE') m;
+		ELSE
+			PERFORM @extschema@._possync_check_rights(m.relation, m.server)
+			FROM (SELECT OLD.model WHERE TG_OP <> 'INSERT'
+				  UNION SELECT NEW.model WHERE TG_OP <> 'DELETE') r
+			LEFT JOIN @extschema@.synchronize_model m ON m.id = r.model;
+		END IF;
+	END IF;
+	RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_authorize() IS 'internal: checks rights for every row of the configuration';
+
+CREATE TRIGGER synchronize_authorize BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.synchronize_model
+	FOR EACH ROW EXECUTE FUNCTION @extschema@._possync_authorize();
+CREATE TRIGGER synchronize_authorize BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.synchronize_field
+	FOR EACH ROW EXECUTE FUNCTION @extschema@._possync_authorize();
+CREATE TRIGGER synchronize_authorize BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.synchronize_child
+	FOR EACH ROW EXECUTE FUNCTION @extschema@._possync_authorize();
+CREATE TRIGGER synchronize_authorize BEFORE DELETE ON @extschema@.synchronize_position
+	FOR EACH ROW EXECUTE FUNCTION @extschema@._possync_authorize();
+
+GRANT INSERT, UPDATE, DELETE ON @extschema@.synchronize_model, @extschema@.synchronize_field,
+	@extschema@.synchronize_child TO PUBLIC;
+GRANT DELETE ON @extschema@.synchronize_position TO PUBLIC;
+
+/*
+ * _possync_forget
+ *		Trigger: everything that is kept about a model goes with it.
+ *
+ * Does the work of foreign keys.  SECURITY DEFINER since nobody else may touch
+ * translations; who may delete the model was decided by _possync_authorize.
+ */
+CREATE FUNCTION @extschema@._possync_forget()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	DELETE FROM @extschema@.synchronize_field WHERE model = OLD.id;
+	DELETE FROM @extschema@.synchronize_child WHERE OLD.id IN (model, child);
+	DELETE FROM @extschema@.synchronize_translation WHERE model = OLD.id;
+	DELETE FROM @extschema@.synchronize_position WHERE model = OLD.id;
+	DELETE FROM @extschema@.synchronize_quarantine WHERE model = OLD.id;
+	RETURN NULL;
+END $$;
+REVOKE ALL ON FUNCTION @extschema@._possync_forget() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@._possync_forget() IS 'internal: deletes what is kept about a model that is removed';
+
+CREATE TRIGGER synchronize_forget AFTER DELETE ON @extschema@.synchronize_model
+	FOR EACH ROW EXECUTE FUNCTION @extschema@._possync_forget();
+
+/*
+ * _possync_translations
+ *		How many rows of a model are translated.
+ *
+ * SECURITY DEFINER: tells a number, never a key.
+ */
+CREATE FUNCTION @extschema@._possync_translations(model smallint)
+RETURNS bigint LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT count(*) FROM @extschema@.synchronize_translation t
+	WHERE t.model = _possync_translations.model
+$$;
+COMMENT ON FUNCTION @extschema@._possync_translations(smallint) IS 'internal: how many rows of a model are translated';
+
+/*
+ * What the catalog says about tables.
+ */
+
+/*
+ * _possync_foreign_key: foreign keys between tables, one row each whatever
+ * the number of partitions.  A partition stands for its partitioned table
+ * where it is referred to; a foreign key of a single partition says nothing
+ * about the rows of the others and is left out.
+ */
+CREATE VIEW @extschema@._possync_foreign_key AS
+SELECT c.conname AS name,
+	   c.conrelid::regclass AS relation,
+	   l.columns,
+	   l.first_column,
+	   l.not_null,
+	   coalesce(pg_catalog.pg_partition_root(c.confrelid), c.confrelid)::regclass AS referenced,
+	   c.confdeltype = 'c' AS cascades
+FROM pg_catalog.pg_constraint c
+JOIN pg_catalog.pg_class r ON r.oid = c.conrelid
+CROSS JOIN LATERAL (
+	SELECT pg_catalog.array_agg(a.attname ORDER BY k.n) AS columns,
+		   pg_catalog.min(a.attnum) AS first_column,
+		   pg_catalog.bool_and(a.attnotnull) AS not_null
+	FROM pg_catalog.unnest(c.conkey) WITH ORDINALITY k (attnum, n)
+	JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.attnum) l
+WHERE c.contype = 'f' AND c.conparentid = 0
+  AND NOT r.relispartition AND r.relpersistence <> 't';
+COMMENT ON VIEW @extschema@._possync_foreign_key IS 'internal: foreign keys, partitions not counted';
+GRANT SELECT ON @extschema@._possync_foreign_key TO PUBLIC;
+
+/*
+ * possync_reference: which model refers to which, and by which columns.  A
+ * foreign key none of whose columns is copied needs no translation and is not
+ * listed.
+ */
+CREATE VIEW @extschema@.possync_reference AS
+SELECT m.id AS model_id,
+	   m.name AS model,
+	   f.columns,
+	   r.id AS referenced_id,
+	   r.name AS referenced,
+	   f.first_column,
+	   pg_catalog.array_agg(f.name ORDER BY f.name) AS constraints
+FROM @extschema@.synchronize_model m
+JOIN @extschema@._possync_foreign_key f ON f.relation = m.relation
+JOIN @extschema@.synchronize_model r ON r.relation = f.referenced AND r.server = m.server
+WHERE EXISTS (SELECT FROM @extschema@.synchronize_field s
+			  WHERE s.model = m.id AND s.name = ANY (f.columns) AND s.copy)
+GROUP BY m.id, f.columns, f.first_column, r.id;
+COMMENT ON VIEW @extschema@.possync_reference IS 'which model refers to which, and by which columns';
+GRANT SELECT ON @extschema@.possync_reference TO PUBLIC;
+
+/*
+ * _possync_unique
+ *		The unique constraints and indexes of a table by which a row may be
+ *		found: no expressions, no condition, not deferrable, valid.
+ *
+ * decisive: no two rows can agree in all columns, null counted as a value.
+ */
+CREATE FUNCTION @extschema@._possync_unique(relation regclass)
+RETURNS TABLE (name name, columns name[], is_primary boolean, is_constraint boolean,
+			   not_null boolean, decisive boolean)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT c.relname, k.columns, i.indisprimary,
+		   EXISTS (SELECT FROM pg_constraint con
+				   WHERE con.conindid = i.indexrelid AND con.contype IN ('p', 'u')),
+		   k.not_null, k.not_null OR i.indnullsnotdistinct
+	FROM pg_index i
+	JOIN pg_class c ON c.oid = i.indexrelid
+	CROSS JOIN LATERAL (
+		SELECT array_agg(a.attname ORDER BY u.n) AS columns,
+			   bool_and(a.attnotnull) AS not_null
+		FROM unnest(i.indkey) WITH ORDINALITY u (attnum, n)
+		JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = u.attnum
+		WHERE u.n <= i.indnkeyatts) k
+	WHERE i.indrelid = $1 AND i.indisunique AND i.indimmediate AND i.indisvalid
+	  AND NOT i.indisexclusion AND i.indpred IS NULL AND i.indexprs IS NULL
+$$;
+COMMENT ON FUNCTION @extschema@._possync_unique(regclass) IS 'internal: unique constraints and indexes by which a row may be found';
+
+/*
+ * _possync_key
+ *		The columns that identify a row: the primary key, else the unique
+ *		constraint over the fewest columns that are not null; null if there is
+ *		none.
+ */
+CREATE FUNCTION @extschema@._possync_key(relation regclass)
+RETURNS name[] LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT u.columns FROM @extschema@._possync_unique($1) u
+	WHERE u.not_null
+	ORDER BY u.is_primary DESC, cardinality(u.columns), u.is_constraint DESC, u.name
+	LIMIT 1
+$$;
+COMMENT ON FUNCTION @extschema@._possync_key(regclass) IS 'internal: the columns that identify a row of a table';
+
+/*
+ * _possync_columns
+ *		The columns of a table and how each is proposed to be synchronized.
+ *
+ * A key column is made here if it numbers rows: an identity column, one whose
+ * default draws from a sequence, or an integer whose default is not a
+ * constant.  Any other key means the same on both sides and is copied.
+ */
+CREATE FUNCTION @extschema@._possync_columns(relation regclass, key name[])
+RETURNS TABLE (name name, attnum smallint, type oid, not_null boolean, has_default boolean,
+			   copy boolean, foreign_key boolean, required boolean, reason text)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT c.name, c.attnum, c.type, c.attnotnull, c.has_default,
+		   NOT (c.generated OR c.identity OR (c.in_key AND c.numbered)) OR (c.fk IS NOT NULL AND NOT c.generated),
+		   c.fk IS NOT NULL,
+		   c.attnotnull AND NOT c.has_default AND NOT c.generated AND NOT c.identity,
+		   CASE WHEN c.generated THEN 'generated column'
+				WHEN c.fk IS NOT NULL AND c.in_key THEN 'part of the key, foreign key ' || c.fk
+				WHEN c.fk IS NOT NULL THEN 'foreign key ' || c.fk
+				WHEN c.in_key AND (c.identity OR c.numbered) THEN 'key, made here'
+				WHEN c.in_key AND c.type = 'uuid'::regtype THEN 'key, unique everywhere'
+				WHEN c.in_key THEN 'key, the same on both sides'
+				WHEN c.identity THEN 'identity column, made here'
+		   END
+	FROM (
+		SELECT a.attname AS name, a.attnum, a.attnotnull,
+			   CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END AS type,
+			   a.attgenerated <> '' AS generated,
+			   a.attidentity <> '' AS identity,
+			   a.attname = ANY ($2) AS in_key,
+			   d.oid IS NOT NULL OR t.typdefault IS NOT NULL AS has_default,
+			   coalesce(EXISTS (SELECT FROM pg_depend p JOIN pg_class s ON s.oid = p.refobjid
+								WHERE p.classid = 'pg_attrdef'::regclass AND p.objid = d.oid
+								  AND p.refclassid = 'pg_class'::regclass AND s.relkind = 'S')
+						OR CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END
+						   IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)
+						   AND pg_get_expr(d.adbin, d.adrelid) !~ '^''?\(?-?[0-9]+\)?''?(::[a-z]+)?$',
+						false) AS numbered,
+			   (SELECT string_agg(f.name, ', ' ORDER BY f.name) FROM @extschema@._possync_foreign_key f
+				WHERE f.relation = a.attrelid AND a.attname = ANY (f.columns)) AS fk
+		FROM pg_attribute a
+		JOIN pg_type t ON t.oid = a.atttypid
+		LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+		WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped) c
+	ORDER BY c.attnum
+$$;
+COMMENT ON FUNCTION @extschema@._possync_columns(regclass, name[]) IS 'internal: the columns of a table and how each is proposed to be synchronized';
+
+/*
+ * _possync_propose_match
+ *		Columns by which a row of a new model is recognised, and why; columns
+ *		is null where nothing is certain enough.
+ *
+ * A key that means the same on both sides comes first, then the best unique
+ * constraint: without foreign keys, over the fewest columns, a constraint
+ * rather than an index.  A constraint that lets several rows be null would
+ * take strangers for each other and is only mentioned.  A single number or
+ * uuid without meaning serves as a last resort, when it is copied anyway.
+ */
+CREATE FUNCTION @extschema@._possync_propose_match(relation regclass, key name[],
+												   OUT columns name[], OUT reason text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	key_copied boolean;
+	key_opaque boolean;
+	candidate record;
+BEGIN
+	SELECT bool_and(c.copy),
+		   count(*) = 1 AND bool_and(NOT c.foreign_key AND c.type IN
+			   ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'uuid'::regtype))
+	INTO key_copied, key_opaque
+	FROM @extschema@._possync_columns(relation, key) c WHERE c.name = ANY (key);
+
+	IF key_copied AND NOT key_opaque THEN
+		columns := key;
+		reason := 'recognised by the key';
+		RETURN;
+	END IF;
+
+	SELECT u.columns, u.decisive, u.is_constraint, u.name INTO candidate
+	FROM @extschema@._possync_unique(relation) u
+	CROSS JOIN LATERAL (SELECT bool_and(c.copy) AS copied, bool_or(c.foreign_key) AS foreign_key
+						FROM @extschema@._possync_columns(relation, key) c
+						WHERE c.name = ANY (u.columns)) c
+	WHERE NOT u.columns @> key AND c.copied
+	ORDER BY u.decisive DESC, c.foreign_key, cardinality(u.columns), u.is_constraint DESC, u.name
+	LIMIT 1;
+
+	IF candidate.decisive THEN
+		columns := candidate.columns;
+		reason := format('unique %s %s',
+						 CASE WHEN candidate.is_constraint THEN 'constraint' ELSE 'index' END,
+						 candidate.name);
+	ELSIF key_copied THEN
+		columns := key;
+		reason := 'recognised by the key';
+	ELSIF candidate.name IS NOT NULL THEN
+		reason := format('no match fields, (%s) may be null: choose some with possync_set_field',
+						 array_to_string(candidate.columns, ', '));
+	ELSE
+		reason := 'no match fields, nothing else is unique: choose some with possync_set_field';
+	END IF;
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_propose_match(regclass, name[]) IS 'internal: columns by which a row of a new model is recognised';
+
+/*
+ * _possync_propose_change
+ *		The columns that tell when a row was changed, and why; columns is null
+ *		if there are none.
+ *
+ * Found by name and type together; a transaction number (xid8) is exact and
+ * comes first.  A number that applications count up is never proposed: it
+ * cannot tell that a smaller one is still to be committed.  A column that may
+ * be null is read together with the time of creation, where there is one:
+ * rows without either are read every time.
+ */
+CREATE FUNCTION @extschema@._possync_propose_change(relation regclass, key name[],
+													OUT columns name[], OUT reason text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	changed CONSTANT text[] := '{updatedat,modifiedat,lastupdatedat,lastmodifiedat,changedat,lastchangedat,
+		updated,modified,changed,lastupdate,lastupdated,lastmodified,lastmodification,lastchange,lastchanged,
+		updatedon,modifiedon,changedon,lastupdatedon,lastmodifiedon,updatedate,updateddate,modifydate,modifieddate,
+		changedate,changeddate,lastupdatedate,lastupdateddate,lastmodifieddate,lastmodificationdate,dateupdated,
+		datemodified,datechanged,dateupd,updatetime,updatedtime,modifiedtime,modificationtime,lastupdatetime,
+		lastmodifiedtime,updatets,updatedts,modifiedts,modificationdate,writedate,mtime}';
+	created CONSTANT text[] := '{createdat,created,createdon,createdate,createddate,creationdate,datecreated,
+		dateadd,createtime,createdtime,creationtime,createts,createdts,insertedat,ctime}';
+	found record;
+	beside name;
+BEGIN
+	SELECT c.name, c.type, c.not_null INTO found
+	FROM (SELECT c.*, replace(lower(c.name), '_', '') AS plain
+		  FROM @extschema@._possync_columns(relation, key) c WHERE c.copy) c
+	WHERE c.type = 'xid8'::regtype AND c.plain ~ 'chang|updat|modif|version|last|xid|xact'
+		  AND c.plain !~ 'creat|insert|delet'
+	   OR c.plain = ANY (changed) AND c.type IN ('timestamptz'::regtype, 'timestamp'::regtype)
+	ORDER BY c.type <> 'xid8'::regtype, c.type <> 'timestamptz'::regtype, array_position(changed, c.plain), c.name
+	LIMIT 1;
+
+	IF found.name IS NULL THEN
+		reason := 'no change column found: every row is read';
+		RETURN;
+	END IF;
+	IF NOT found.not_null THEN
+		SELECT c.name INTO beside
+		FROM @extschema@._possync_columns(relation, key) c
+		WHERE c.copy AND c.type = found.type AND replace(lower(c.name), '_', '') = ANY (created)
+		ORDER BY array_position(created, replace(lower(c.name), '_', '')), c.name
+		LIMIT 1;
+	END IF;
+	columns := array_remove(ARRAY[found.name, beside], NULL);
+	reason := format('changes found by %s', array_to_string(columns, ', '));
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_propose_change(regclass, name[]) IS 'internal: the columns of a new model that tell when a row was changed';
+
+/*
+ * Models
+ */
+
+/*
+ * _possync_closest
+ *		A hint that lists the names most like a wanted one, by the pairs of
+ *		letters they share.
+ */
+CREATE FUNCTION @extschema@._possync_closest(wanted text, names text[])
+RETURNS text LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT string_agg(format('"%s"', n.name), ', ' ORDER BY n.likeness DESC, n.name COLLATE "C")
+	FROM (SELECT n.name,
+				 (SELECT count(*) FROM generate_series(1, length(n.name) - 1) i
+				  WHERE strpos(lower($1), lower(substr(n.name, i, 2))) > 0)::float8
+				 / greatest(length(n.name), length($1)) AS likeness
+		  FROM unnest($2) n (name)
+		  ORDER BY 2 DESC, n.name COLLATE "C"
+		  LIMIT 3) n
+$$;
+COMMENT ON FUNCTION @extschema@._possync_closest(text, text[]) IS 'internal: names most like a wanted one';
+
+/*
+ * _possync_model
+ *		The model of a name.
+ *
+ * Errors: undefined_object, with the closest names as a hint.
+ */
+CREATE FUNCTION @extschema@._possync_model(name text)
+RETURNS @extschema@.synchronize_model LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	model @extschema@.synchronize_model;
+	closest text;
+BEGIN
+	SELECT m.* INTO model FROM @extschema@.synchronize_model m WHERE m.name = $1;
+	IF NOT FOUND THEN
+		SELECT @extschema@._possync_closest($1, array_agg(m.name)) INTO closest
+		FROM @extschema@.synchronize_model m;
+		RAISE undefined_object USING
+			MESSAGE = format('model "%s" does not exist', $1),
+			HINT = CASE WHEN closest IS NULL
+						THEN 'Add one with possync_add_model(table, server => ...).'
+						ELSE format('The closest names are %s.', closest) END;
+	END IF;
+	RETURN model;
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_model(text) IS 'internal: the model of a name';
+
+/*
+ * _possync_check_remote
+ *		Accepts the name of a remote table as its server understands it.
+ *
+ * A remote PostgreSQL is given the name inside of queries: it has to be an
+ * identifier and nothing else.  Errors: invalid_parameter_value.
+ */
+CREATE FUNCTION @extschema@._possync_check_remote(remote text, server name)
+RETURNS void LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF EXISTS (SELECT FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
+			   WHERE s.srvname = server AND w.fdwname <> 'possync_postgres') THEN
+		RETURN;
+	END IF;
+	IF cardinality(parse_ident(remote)) > 2 THEN
+		RAISE invalid_parameter_value;
+	END IF;
+EXCEPTION WHEN invalid_parameter_value THEN
+	RAISE invalid_parameter_value USING
+		MESSAGE = format('"%s" is not the name of a table', remote),
+		HINT = 'Write schema.table as in SQL, in double quotes where that has to be quoted.';
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_check_remote(text, name) IS 'internal: accepts the name of a remote table';
+
+/*
+ * _possync_check_table
+ *		Refuses tables that cannot be synchronized, with an error that says
+ *		what to do.
+ */
+CREATE FUNCTION @extschema@._possync_check_table(relation regclass)
+RETURNS void LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	class pg_class;
+	kind text;
+BEGIN
+	SELECT * INTO class FROM pg_class c WHERE c.oid = relation;
+	IF NOT FOUND THEN
+		RAISE undefined_table USING MESSAGE = format('table with OID %s does not exist', relation::oid);
+	END IF;
+	kind := CASE class.relkind
+				WHEN 'r' THEN NULL WHEN 'p' THEN NULL
+				WHEN 'v' THEN 'a view' WHEN 'm' THEN 'a materialized view'
+				WHEN 'f' THEN 'a foreign table' WHEN 'S' THEN 'a sequence'
+				WHEN 'i' THEN 'an index' WHEN 'I' THEN 'an index'
+				WHEN 'c' THEN 'a composite type' ELSE 'no table' END;
+	IF kind IS NOT NULL THEN
+		RAISE wrong_object_type USING
+			MESSAGE = format('cannot synchronize %s: it is %s', relation, kind),
+			HINT = 'Only tables and partitioned tables can be synchronized.';
+	ELSIF class.relispartition THEN
+		RAISE wrong_object_type USING
+			MESSAGE = format('cannot synchronize %s: it is a partition', relation),
+			HINT = format('Add its partitioned table %s; rows find their partition by themselves.',
+						  pg_partition_root(relation));
+	ELSIF class.relpersistence = 't' THEN
+		RAISE wrong_object_type USING
+			MESSAGE = format('cannot synchronize %s: it is a temporary table', relation),
+			HINT = 'Its rows are visible to one session only.';
+	ELSIF class.oid < 16384 THEN
+		RAISE wrong_object_type USING
+			MESSAGE = format('cannot synchronize %s: it is a system catalog', relation);
+	ELSIF EXISTS (SELECT FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
+				  WHERE d.classid = 'pg_class'::regclass AND d.objid = relation AND d.deptype = 'e'
+					AND d.refclassid = 'pg_extension'::regclass AND e.extname = 'possync') THEN
+		RAISE wrong_object_type USING
+			MESSAGE = format('cannot synchronize %s: it belongs to possync itself', relation);
+	ELSIF @extschema@._possync_key(relation) IS NULL THEN
+		RAISE object_not_in_prerequisite_state USING
+			MESSAGE = format('table %s has no key', relation),
+			DETAIL = 'A row is told from others by a primary key or by a unique constraint over columns that are not null; deferrable ones and indexes with expressions or a condition do not serve.',
+			HINT = format('Add one: ALTER TABLE %s ADD PRIMARY KEY (...);', relation);
+	END IF;
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_check_table(regclass) IS 'internal: refuses tables that cannot be synchronized';
+
+/*
+ * _possync_check_server
+ *		Refuses what is not a server of possync.
+ */
+CREATE FUNCTION @extschema@._possync_check_server(server name)
+RETURNS void LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	wrapper name;
+	closest text;
+BEGIN
+	SELECT w.fdwname INTO wrapper
+	FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
+	WHERE s.srvname = server;
+	IF wrapper LIKE 'possync\_%' THEN
+		RETURN;
+	END IF;
+	SELECT @extschema@._possync_closest(server, array_agg(s.srvname::text)) INTO closest
+	FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
+	WHERE w.fdwname LIKE 'possync\_%';
+	RAISE undefined_object USING
+		MESSAGE = CASE WHEN wrapper IS NULL THEN format('server "%s" does not exist', server)
+					   ELSE format('server "%s" belongs to foreign-data wrapper "%s", which is not one of possync''s',
+								   server, wrapper) END,
+		HINT = CASE WHEN closest IS NULL
+					THEN 'Make one: CREATE SERVER ... FOREIGN DATA WRAPPER possync_postgres OPTIONS (...);'
+					ELSE format('The closest names are %s.', closest) END;
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_check_server(name) IS 'internal: refuses what is not a server of possync';
+
+/*
+ * _possync_free_name
+ *		A model name for a table that is not taken: the table's own, else with
+ *		its schema (with the server, where the same table is there for another
+ *		one), else with a number.
+ */
+CREATE FUNCTION @extschema@._possync_free_name(relation regclass, server name)
+RETURNS text LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT p.name
+	FROM pg_class c
+	JOIN pg_namespace n ON n.oid = c.relnamespace
+	CROSS JOIN LATERAL (
+		SELECT 0 AS rank, c.relname::text AS name
+		UNION ALL
+		SELECT 1, CASE WHEN EXISTS (SELECT FROM @extschema@.synchronize_model m WHERE m.relation = $1)
+					   THEN c.relname || '_' || $2 ELSE n.nspname || '_' || c.relname END
+		UNION ALL
+		SELECT i, c.relname || '_' || i
+		FROM generate_series(2, 2 + (SELECT count(*) FROM @extschema@.synchronize_model)) i) p
+	WHERE c.oid = $1
+	  AND NOT EXISTS (SELECT FROM @extschema@.synchronize_model m WHERE m.name = p.name)
+	ORDER BY p.rank LIMIT 1
+$$;
+COMMENT ON FUNCTION @extschema@._possync_free_name(regclass, name) IS 'internal: a model name that is not taken';
+
+/*
+ * _possync_add_table
+ *		Makes a table a model of a server, or brings its model up to date with
+ *		columns that were added or dropped.
+ *
+ * name and remote: null for the proposal.  Sets id, whether it is new, and
+ * what was found, null if nothing.  The model of another owner's table is
+ * shared as it is.
+ */
+CREATE FUNCTION @extschema@._possync_add_table(relation regclass, server name, name text, remote text,
+											   OUT id smallint, OUT is_new boolean, OUT note text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	key name[];
+	match record;
+	change record;
+	added text;
+	dropped text;
+BEGIN
+	SELECT m.id, m.key_columns INTO id, key
+	FROM @extschema@.synchronize_model m WHERE m.relation = $1 AND m.server = $2;
+	is_new := NOT FOUND;
+	IF is_new THEN
+		PERFORM @extschema@._possync_check_table($1);
+		PERFORM @extschema@._possync_check_rights($1, $2);
+		PERFORM @extschema@._possync_check_remote($4, $2) WHERE $4 IS NOT NULL;
+		key := @extschema@._possync_key($1);
+		match := @extschema@._possync_propose_match($1, key);
+		change := @extschema@._possync_propose_change($1, key);
+		note := match.reason || '; ' || change.reason;
+		INSERT INTO @extschema@.synchronize_model
+			(name, relation, server, remote, key_columns, on_unknown, change_columns, reason)
+		SELECT coalesce($3, @extschema@._possync_free_name($1, $2)), $1, $2,
+			   coalesce($4, format('%I.%I', n.nspname, c.relname)), key,
+			   CASE WHEN match.columns IS NULL THEN 'create' ELSE 'match_create' END,
+			   change.columns::text[], note
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.oid = $1
+		RETURNING synchronize_model.id INTO id;
+	ELSIF NOT pg_has_role((SELECT c.relowner FROM pg_class c WHERE c.oid = $1), 'USAGE') THEN
+		RETURN;
+	ELSIF NOT EXISTS (SELECT FROM @extschema@._possync_unique($1) u
+					  WHERE u.not_null AND u.columns @> key AND u.columns <@ key) THEN
+		RAISE object_not_in_prerequisite_state USING
+			MESSAGE = format('table %s is no longer unique by %s', $1, array_to_string(key, ', ')),
+			DETAIL = 'These are the columns by which its rows were told apart when it was configured.',
+			HINT = 'Make them a unique constraint over columns that are not null, or remove the model with possync_remove_model and add it again.';
+	END IF;
+
+	WITH new AS (
+		INSERT INTO @extschema@.synchronize_field (model, name, remote, copy, match, reason)
+		SELECT _possync_add_table.id, c.name, c.name, c.copy, is_new AND coalesce(c.name = ANY (match.columns), false), c.reason
+		FROM @extschema@._possync_columns($1, key) c
+		ON CONFLICT (model, name) DO NOTHING
+		RETURNING name)
+	SELECT string_agg(new.name, ', ' ORDER BY a.attnum) INTO added
+	FROM new JOIN pg_attribute a ON a.attrelid = $1 AND a.attname = new.name;
+	IF is_new THEN
+		RETURN;
+	END IF;
+
+	WITH old AS (
+		DELETE FROM @extschema@.synchronize_field f
+		WHERE f.model = _possync_add_table.id AND NOT EXISTS (SELECT FROM pg_attribute a
+										   WHERE a.attrelid = $1 AND a.attname = f.name AND NOT a.attisdropped)
+		RETURNING f.name)
+	SELECT string_agg(old.name, ', ' ORDER BY old.name) INTO dropped FROM old;
+
+	IF dropped IS NOT NULL THEN
+		UPDATE @extschema@.synchronize_model m SET on_unknown = 'create'
+		WHERE m.id = _possync_add_table.id AND m.on_unknown = 'match_create'
+		  AND NOT EXISTS (SELECT FROM @extschema@.synchronize_field f WHERE f.model = m.id AND f.match);
+	END IF;
+	IF added IS NOT NULL THEN
+		DELETE FROM @extschema@.synchronize_position p WHERE p.model = _possync_add_table.id;
+	END IF;
+	note := nullif(concat_ws('; ', 'new columns: ' || added, 'columns no longer there: ' || dropped), '');
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_add_table(regclass, name, text, text) IS 'internal: makes a table a model, or brings its model up to date';
+
+/* What possync_add_model and possync_add_child tell about every model. */
+CREATE TYPE @extschema@.possync_member AS (
+	model text,
+	relation regclass,
+	remote text,
+	role text,
+	reason text
+);
+COMMENT ON TYPE @extschema@.possync_member IS 'a model of a tree, its part in it and why';
+COMMENT ON COLUMN @extschema@.possync_member.role IS 'root, child, dependency, shared (a dependency that was there before) or left out';
+
+/*
+ * _possync_add_tree
+ *		Adds a table, the children that belong to it, and all that these depend
+ *		on.
+ *
+ * parent: the model whose child the table becomes, null for a root.  name and
+ * remote are the table's, null for the proposal.  Children are looked for
+ * first, so that a table that is both is a child, and below the table and its
+ * children only, never below a dependency.  A foreign key whose columns
+ * somebody excluded from copying is not followed.
+ */
+CREATE FUNCTION @extschema@._possync_add_tree(relation regclass, server name, name text, remote text, parent smallint)
+RETURNS SETOF @extschema@.possync_member
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	tables regclass[] := ARRAY[$1];
+	parents regclass[] := ARRAY[NULL::regclass];
+	keys text[] := ARRAY[NULL::text];
+	ids smallint[] := '{}';
+	notes text[] := '{}';
+	roles text[] := '{}';
+	left_out regclass[] := '{}';
+	left_out_reasons text[] := '{}';
+	nchildren integer;
+	i integer;
+	added record;
+	link record;
+BEGIN
+	/* One at a time, so that nobody adds the same table meanwhile. */
+	LOCK TABLE @extschema@.synchronize_model IN SHARE ROW EXCLUSIVE MODE;
+
+	i := 1;
+	WHILE i <= cardinality(tables) LOOP
+		FOR link IN
+			SELECT f.relation, array_to_string(f.columns, ', ') AS columns, c.relname,
+				   @extschema@._possync_key(f.relation) IS NOT NULL AS has_key
+			FROM @extschema@._possync_foreign_key f JOIN pg_class c ON c.oid = f.relation
+			WHERE f.referenced = tables[i] AND f.cascades AND f.not_null
+			ORDER BY c.relname, c.oid, f.first_column, f.name
+		LOOP
+			IF link.relation = ANY (tables || left_out) THEN
+				CONTINUE;
+			ELSIF link.has_key THEN
+				tables := tables || link.relation;
+				parents := parents || tables[i];
+				keys := keys || link.columns;
+			ELSE
+				left_out := left_out || link.relation;
+				left_out_reasons := left_out_reasons ||
+					format('belongs here by %s, but has no key; give it a primary key, then call possync_add_child',
+						   link.columns);
+			END IF;
+		END LOOP;
+		i := i + 1;
+	END LOOP;
+	nchildren := cardinality(tables);
+
+	i := 1;
+	WHILE i <= cardinality(tables) LOOP
+		added := @extschema@._possync_add_table(tables[i], $2, CASE WHEN i = 1 THEN $3 END,
+												CASE WHEN i = 1 THEN $4 END);
+		ids := ids || added.id;
+		notes := notes || CASE WHEN NOT added.is_new THEN coalesce(added.note, 'nothing new') END;
+		roles := roles || CASE WHEN i = 1 AND $5 IS NULL THEN 'root'
+							   WHEN i <= nchildren THEN 'child'
+							   WHEN added.is_new THEN 'dependency'
+							   ELSE 'shared' END;
+		SELECT tables || array_agg(r.referenced ORDER BY r.first_column) INTO tables
+		FROM (SELECT f.referenced, min(f.first_column) AS first_column
+			  FROM @extschema@._possync_foreign_key f
+			  WHERE f.relation = tables[i] AND f.referenced <> ALL (tables)
+				AND EXISTS (SELECT FROM @extschema@.synchronize_field s
+							WHERE s.model = added.id AND s.name = ANY (f.columns) AND s.copy)
+			  GROUP BY f.referenced) r;
+		i := i + 1;
+	END LOOP;
+
+	/* Where the table itself becomes a child, its caller knows by which key. */
+	FOR i IN 2 .. nchildren LOOP
+		INSERT INTO @extschema@.synchronize_child (model, child, reason)
+		VALUES (ids[array_position(tables, parents[i])], ids[i],
+				format('%s is not null, on delete cascade', keys[i]))
+		ON CONFLICT DO NOTHING;
+	END LOOP;
+
+	RETURN QUERY
+	SELECT m.name, m.relation, m.remote, t.role,
+		   concat_ws('; ',
+			   CASE WHEN t.role = 'root' THEN CASE WHEN t.note IS NULL THEN 'asked for' ELSE 'configured already' END
+					WHEN t.role = 'child' THEN
+						(SELECT 'belongs to ' || string_agg(p.name, ', ' ORDER BY p.name COLLATE "C")
+						 FROM @extschema@.synchronize_model p
+						 WHERE p.id = parent AND t.n = 1
+							OR p.id IN (SELECT c.model FROM @extschema@.synchronize_child c WHERE c.child = t.id))
+					ELSE (SELECT string_agg(format('%s (%s)', r.model, array_to_string(r.columns, ', ')), ', '
+											ORDER BY array_position(ids, r.model_id), r.first_column, r.columns)
+								 || CASE count(*) WHEN 1 THEN ' refers to it' ELSE ' refer to it' END
+						  FROM @extschema@.possync_reference r
+						  WHERE r.referenced_id = t.id AND r.model_id = ANY (ids) AND r.model_id <> t.id)
+			   END, t.note)
+	FROM unnest(ids, roles, notes) WITH ORDINALITY t (id, role, note, n)
+	JOIN @extschema@.synchronize_model m ON m.id = t.id
+	ORDER BY t.n;
+
+	RETURN QUERY
+	SELECT NULL::text, l.relation, NULL::text, 'left out', l.reason
+	FROM unnest(left_out, left_out_reasons) WITH ORDINALITY l (relation, reason, n)
+	ORDER BY l.n;
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_add_tree(regclass, name, text, text, smallint) IS 'internal: adds a table with its children and all they depend on';
+
+/*
+ * possync_add_model
+ *		Configures a table, the children that belong to it and everything they
+ *		refer to by foreign keys for synchronization with a server.
+ *
+ * relation	the table; a partitioned table stands for its partitions
+ * server	a server of one of possync's wrappers
+ * name		name of the model; by default the table's
+ * remote	the remote table; by default schema and name of the local one
+ *
+ * Returns one row for every model of the tree, and one with role 'left out'
+ * for every child that cannot take part.  Tables that the server has already
+ * are shared.  Adding a table again brings it up to date: new columns, new
+ * foreign keys.
+ *
+ * Errors: undefined_object (server), wrong_object_type (no table),
+ * object_not_in_prerequisite_state (no key), duplicate_object (name),
+ * invalid_parameter_value (remote), insufficient_privilege.
+ */
+CREATE FUNCTION @extschema@.possync_add_model(relation regclass, server name,
+											  name text DEFAULT NULL, remote text DEFAULT NULL)
+RETURNS SETOF @extschema@.possync_member
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	present @extschema@.synchronize_model;
+BEGIN
+	IF $1 IS NULL OR $2 IS NULL THEN
+		RAISE null_value_not_allowed USING MESSAGE = 'table and server must not be null';
+	END IF;
+	PERFORM @extschema@._possync_check_server($2);
+	PERFORM @extschema@._possync_check_table($1);
+	PERFORM @extschema@._possync_check_rights($1, $2);
+	SELECT m.* INTO present FROM @extschema@.synchronize_model m WHERE m.relation = $1 AND m.server = $2;
+	IF present.name <> $3 OR present.remote <> $4 THEN
+		RAISE duplicate_object USING
+			MESSAGE = format('table %s is already configured for server "%s"', $1, $2),
+			DETAIL = format('It is model "%s" with remote table %s.', present.name, present.remote),
+			HINT = 'Change it with possync_set_model.';
+	ELSIF $3 = '' THEN
+		RAISE invalid_parameter_value USING MESSAGE = 'the name of a model must not be empty';
+	ELSIF EXISTS (SELECT FROM @extschema@.synchronize_model m
+				  WHERE m.name = $3 AND m.id IS DISTINCT FROM present.id) THEN
+		RAISE duplicate_object USING
+			MESSAGE = format('model "%s" already exists', $3),
+			HINT = 'Choose another name.';
+	END IF;
+	RETURN QUERY SELECT * FROM @extschema@._possync_add_tree($1, $2, $3, $4, NULL);
+END $$;
+COMMENT ON FUNCTION @extschema@.possync_add_model(regclass, name, text, text) IS 'configures a table, its children and everything they refer to for synchronization with a server';
+
+/*
+ * possync_add_child
+ *		Adds a table that refers to a model, or to one of its children, as a
+ *		child that travels with it, together with what the child refers to.
+ *
+ * Returns rows as possync_add_model does.  Errors: as possync_add_model, and
+ * invalid_foreign_key if the table does not refer to the model.
+ */
+CREATE FUNCTION @extschema@.possync_add_child(model text, child regclass)
+RETURNS SETOF @extschema@.possync_member
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	root @extschema@.synchronize_model := @extschema@._possync_model($1);
+	link record;
+BEGIN
+	IF $2 IS NULL THEN
+		RAISE null_value_not_allowed USING MESSAGE = 'table must not be null';
+	END IF;
+	PERFORM @extschema@._possync_check_table($2);
+	WITH RECURSIVE below (id) AS (
+		SELECT root.id
+		UNION
+		SELECT c.child FROM below b JOIN @extschema@.synchronize_child c ON c.model = b.id)
+	SELECT m.id, f.columns INTO link
+	FROM below b
+	JOIN @extschema@.synchronize_model m ON m.id = b.id
+	JOIN @extschema@._possync_foreign_key f ON f.referenced = m.relation AND f.relation = $2
+	WHERE m.relation <> $2
+	ORDER BY m.id <> root.id, m.id, f.not_null DESC, f.first_column
+	LIMIT 1;
+	IF NOT FOUND THEN
+		RAISE invalid_foreign_key USING
+			MESSAGE = format('table %s has no foreign key to model "%s" or its children', $2, $1),
+			HINT = format('To synchronize it by itself, use possync_add_model(%L, server => %L).', $2, root.server);
+	END IF;
+	RETURN QUERY SELECT * FROM @extschema@._possync_add_tree($2, root.server, NULL, NULL, link.id);
+	INSERT INTO @extschema@.synchronize_child (model, child, reason)
+	SELECT link.id, m.id, format('%s, asked for', array_to_string(link.columns, ', '))
+	FROM @extschema@.synchronize_model m WHERE m.relation = $2 AND m.server = root.server
+	ON CONFLICT DO NOTHING;
+END $$;
+COMMENT ON FUNCTION @extschema@.possync_add_child(text, regclass) IS 'adds a table that refers to a model as a child that travels with it';
+
+/*
+ * possync_remove_model
+ *		Removes one model; what it refers to stays.
+ *
+ * forget: also forget which remote row is which local row.  Errors:
+ * dependent_objects_still_exist while other models refer to it, object_in_use
+ * while rows are translated and forget is not given.
+ */
+CREATE FUNCTION @extschema@.possync_remove_model(model text, forget boolean DEFAULT false)
+RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	old @extschema@.synchronize_model;
+	users text;
+	translations bigint;
+BEGIN
+	LOCK TABLE @extschema@.synchronize_model IN SHARE ROW EXCLUSIVE MODE;
+	old := @extschema@._possync_model($1);
+	PERFORM @extschema@._possync_check_rights(old.relation, old.server);
+	SELECT string_agg(format('%s (%s)', r.model, array_to_string(r.columns, ', ')), ', '
+					  ORDER BY r.model COLLATE "C", r.first_column, r.columns) INTO users
+	FROM @extschema@.possync_reference r WHERE r.referenced_id = old.id AND r.model_id <> old.id;
+	IF users IS NOT NULL THEN
+		RAISE dependent_objects_still_exist USING
+			MESSAGE = format('cannot remove model "%s": other models refer to it', old.name),
+			DETAIL = format('They are %s.', users),
+			HINT = 'Remove them first, or exclude the columns with possync_set_field(copy => false).';
+	END IF;
+	translations := @extschema@._possync_translations(old.id);
+	IF translations > 0 AND forget IS NOT TRUE THEN
+		RAISE object_in_use USING
+			MESSAGE = format('cannot remove model "%s": rows are synchronized', old.name),
+			DETAIL = format('For %s of them it is known which remote row is which local row.', translations),
+			HINT = format('possync_remove_model(%L, forget => true) forgets that, too; should the table be added again, its rows have to be recognised anew.', old.name);
+	END IF;
+	DELETE FROM @extschema@.synchronize_model m WHERE m.id = old.id;
+END $$;
+COMMENT ON FUNCTION @extschema@.possync_remove_model(text, boolean) IS 'removes a model; what it refers to stays';
+
+/*
+ * _possync_does
+ *		What is done with rows of a model, in words.
+ */
+CREATE FUNCTION @extschema@._possync_does(model smallint)
+RETURNS text LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT CASE m.on_unknown
+			   WHEN 'ignore' THEN 'ignore new'
+			   WHEN 'create' THEN 'create'
+			   ELSE format('match by %s', coalesce(
+				   (SELECT string_agg(f.name, ', ' ORDER BY a.attnum)
+					FROM @extschema@.synchronize_field f
+					LEFT JOIN pg_attribute a ON a.attrelid = m.relation AND a.attname = f.name
+					WHERE f.model = m.id AND f.match), 'nothing'))
+				   || CASE m.on_unknown WHEN 'match' THEN '' ELSE ', else create' END
+				   || CASE m.on_match WHEN 'keep' THEN '; keep matched' ELSE '' END
+		   END
+	FROM @extschema@.synchronize_model m WHERE m.id = $1
+$$;
+COMMENT ON FUNCTION @extschema@._possync_does(smallint) IS 'internal: what is done with rows of a model, in words';
+
+/*
+ * _possync_does
+ *		What is done with a column, in words.
+ */
+CREATE FUNCTION @extschema@._possync_does(model smallint, field name)
+RETURNS text LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT CASE WHEN f.fixed IS NOT NULL THEN 'always ' || quote_literal(f.fixed)
+				WHEN f.copy THEN coalesce(
+					(SELECT 'translate through ' || string_agg(DISTINCT r.referenced COLLATE "C", ', ')
+					 FROM @extschema@.possync_reference r
+					 WHERE r.model_id = f.model AND f.name = ANY (r.columns)), 'copy')
+				WHEN f.name = ANY (m.key_columns) OR a.attgenerated <> '' OR a.attidentity <> '' THEN 'made here'
+				ELSE 'left alone' END
+		   || CASE WHEN f.match THEN ', match' ELSE '' END
+		   || CASE WHEN f.copy AND f.remote = ANY (m.change_columns) THEN ', change' ELSE '' END
+	FROM @extschema@.synchronize_field f
+	JOIN @extschema@.synchronize_model m ON m.id = f.model
+	LEFT JOIN pg_attribute a ON a.attrelid = m.relation AND a.attname = f.name
+	WHERE f.model = $1 AND f.name = $2
+$$;
+COMMENT ON FUNCTION @extschema@._possync_does(smallint, name) IS 'internal: what is done with a column, in words';
+
+/*
+ * possync_set_model
+ *		Changes a model; null leaves a property as it is.
+ *
+ * model			the model to change
+ * name				its new name
+ * remote			the remote table
+ * on_unknown		match_create, match, create or ignore
+ * on_match			update or keep
+ * change_columns	remote columns; an empty array: every row is read
+ *
+ * A change of what is read or of how rows are recognised makes the next pull
+ * read every row.  Returns what is done with rows of the model now.  Errors:
+ * undefined_object, duplicate_object, invalid_parameter_value,
+ * insufficient_privilege.
+ */
+CREATE FUNCTION @extschema@.possync_set_model(model text, name text DEFAULT NULL, remote text DEFAULT NULL,
+											  on_unknown text DEFAULT NULL, on_match text DEFAULT NULL,
+											  change_columns text[] DEFAULT NULL)
+RETURNS text LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	old @extschema@.synchronize_model := @extschema@._possync_model($1);
+	new @extschema@.synchronize_model;
+BEGIN
+	PERFORM @extschema@._possync_check_rights(old.relation, old.server);
+	IF $2 = '' THEN
+		RAISE invalid_parameter_value USING MESSAGE = 'the name of a model must not be empty';
+	ELSIF EXISTS (SELECT FROM @extschema@.synchronize_model m WHERE m.name = $2 AND m.id <> old.id) THEN
+		RAISE duplicate_object USING
+			MESSAGE = format('model "%s" already exists', $2),
+			HINT = 'Choose another name.';
+	END IF;
+	IF $3 IS NOT NULL THEN
+		PERFORM @extschema@._possync_check_remote($3, old.server);
+	END IF;
+	IF $4 NOT IN ('match_create', 'match', 'create', 'ignore') THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = format('invalid value for on_unknown: "%s"', $4),
+			HINT = 'Allowed are match_create, match, create and ignore.';
+	ELSIF $4 IN ('match_create', 'match')
+		  AND NOT EXISTS (SELECT FROM @extschema@.synchronize_field f WHERE f.model = old.id AND f.match) THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = format('model "%s" has no match fields', old.name),
+			HINT = format('Choose them first: possync_set_field(%L, ..., match => true).', old.name);
+	END IF;
+	IF $5 NOT IN ('update', 'keep') THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = format('invalid value for on_match: "%s"', $5),
+			HINT = 'Allowed are update and keep.';
+	END IF;
+	IF array_position($6, NULL) IS NOT NULL OR '' = ANY ($6) THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = 'change columns must not be null or empty',
+			HINT = 'An empty array means none: every row is read and compared.';
+	END IF;
+
+	UPDATE @extschema@.synchronize_model m
+	SET name = coalesce($2, m.name),
+		remote = coalesce($3, m.remote),
+		on_unknown = coalesce($4, m.on_unknown),
+		on_match = coalesce($5, m.on_match),
+		change_columns = CASE WHEN $6 IS NULL THEN m.change_columns ELSE nullif($6, '{}') END,
+		reason = CASE WHEN $6 IS NULL THEN m.reason
+					  ELSE format('%s; %s', split_part(m.reason, '; ', 1),
+								  CASE WHEN $6 = '{}' THEN 'every row is read, asked for'
+									   ELSE format('changes found by %s, asked for', array_to_string($6, ', ')) END)
+				 END
+	WHERE m.id = old.id
+	RETURNING m.* INTO new;
+	IF (old.remote, old.on_unknown, old.on_match, old.change_columns)
+	   IS DISTINCT FROM (new.remote, new.on_unknown, new.on_match, new.change_columns) THEN
+		DELETE FROM @extschema@.synchronize_position p WHERE p.model = old.id;
+	END IF;
+	RETURN format('%s: %s', new.name, @extschema@._possync_does(new.id));
+END $$;
+COMMENT ON FUNCTION @extschema@.possync_set_model(text, text, text, text, text, text[]) IS 'changes a model; null leaves a property as it is';
+
+/*
+ * _possync_check_match
+ *		Refuses a type that rows cannot be recognised by.
+ *
+ * Grouping asks for the same operators as a hash or merge join does.
+ */
+CREATE FUNCTION @extschema@._possync_check_match(type text)
+RETURNS void LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	EXECUTE format('SELECT DISTINCT v FROM (SELECT NULL::%s) t (v) WHERE false', type);
+EXCEPTION WHEN undefined_function THEN
+	RAISE datatype_mismatch USING
+		MESSAGE = format('rows cannot be recognised by a column of type %s', type),
+		DETAIL = 'The type has no operator that tells whether two values are equal.';
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_check_match(text) IS 'internal: refuses a type that rows cannot be recognised by';
+
+/*
+ * _possync_check_value
+ *		Refuses a fixed value that a column cannot take, with the error of its
+ *		type.
+ *
+ * A cast cuts what is too long for character(n), an assignment does not.
+ */
+CREATE FUNCTION @extschema@._possync_check_value(value text, type oid, typmod integer)
+RETURNS void LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF type IN ('varchar'::regtype, 'bpchar'::regtype) AND typmod >= 0 AND length(value) > typmod - 4 THEN
+		RAISE string_data_right_truncation USING
+			MESSAGE = format('value too long for type %s', format_type(type, typmod));
+	END IF;
+	EXECUTE format('SELECT %L::%s', value, format_type(type, typmod));
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_check_value(text, oid, integer) IS 'internal: refuses a fixed value that a column cannot take';
+
+/*
+ * possync_set_field
+ *		Changes a column of a model; null leaves a property as it is.
+ *
+ * model	the model
+ * field	the local column
+ * copy		whether its value is transferred (a foreign key: translated).
+ *			True or false, it takes away a fixed value
+ * match	whether it takes part in recognising rows.  The first match field of
+ *			a model that only creates makes it match first; without the last one
+ *			it only creates again
+ * remote	the remote column
+ * fixed	a value to store instead of the remote one
+ *
+ * The next pull reads every row.  Returns what is done with the column and
+ * with rows of the model now.  Errors: undefined_object, undefined_column,
+ * invalid_parameter_value, datatype_mismatch, insufficient_privilege, and what
+ * the type says about a fixed value.
+ */
+CREATE FUNCTION @extschema@.possync_set_field(model text, field name, copy boolean DEFAULT NULL,
+											  match boolean DEFAULT NULL, remote text DEFAULT NULL,
+											  fixed text DEFAULT NULL)
+RETURNS text LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	owner @extschema@.synchronize_model := @extschema@._possync_model($1);
+	attribute pg_attribute;
+	old @extschema@.synchronize_field;
+	new @extschema@.synchronize_field;
+	label text;
+BEGIN
+	PERFORM @extschema@._possync_check_rights(owner.relation, owner.server);
+	SELECT a.* INTO attribute FROM pg_attribute a
+	WHERE a.attrelid = owner.relation AND a.attname = $2 AND a.attnum > 0 AND NOT a.attisdropped;
+	SELECT f.* INTO old FROM @extschema@.synchronize_field f WHERE f.model = owner.id AND f.name = $2;
+	IF attribute.attname IS NULL OR old.name IS NULL THEN
+		RAISE undefined_column USING
+			MESSAGE = format('model "%s" has no field "%s"', owner.name, $2),
+			HINT = CASE WHEN attribute.attname IS NOT NULL
+						THEN format('The column is new: call possync_add_model(%L, server => %L) again.',
+									owner.relation, owner.server)
+						ELSE (SELECT format('The closest names are %s.',
+											@extschema@._possync_closest($2, array_agg(f.name::text)))
+							  FROM @extschema@.synchronize_field f WHERE f.model = owner.id) END;
+	END IF;
+
+	label := format('%s.%s', owner.name, $2);
+	new := old;
+	new.remote := coalesce($5, old.remote);
+	new.match := coalesce($4, old.match);
+	IF $3 AND $6 IS NOT NULL THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = format('%s cannot be copied and have a fixed value', label),
+			HINT = 'Give one of copy and fixed.';
+	ELSIF $6 IS NOT NULL THEN
+		new.copy := false;
+		new.fixed := $6;
+	ELSIF $3 IS NOT NULL THEN
+		new.copy := $3;
+		new.fixed := NULL;
+	END IF;
+
+	IF new.remote = '' THEN
+		RAISE invalid_parameter_value USING MESSAGE = format('the remote column of %s must not be empty', label);
+	ELSIF attribute.attgenerated <> '' AND (new.copy OR new.fixed IS NOT NULL) THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = format('%s cannot be written: it is a generated column', label);
+	ELSIF new.fixed IS NOT NULL AND $2 = ANY (owner.key_columns) THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = format('%s cannot have a fixed value: it is part of the key', label);
+	ELSIF new.match AND NOT new.copy AND new.fixed IS NULL THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = format('%s is a match field, but neither copied nor fixed', label),
+			HINT = CASE WHEN old.match THEN 'Give match => false, too.' ELSE 'Give copy => true, too.' END;
+	END IF;
+	IF new.match AND NOT old.match THEN
+		PERFORM @extschema@._possync_check_match(format_type(attribute.atttypid, NULL));
+	END IF;
+	IF $6 IS NOT NULL THEN
+		PERFORM @extschema@._possync_check_value($6, attribute.atttypid, attribute.atttypmod);
+	END IF;
+
+	IF new IS DISTINCT FROM old THEN
+		new.reason := CASE WHEN (new.copy, new.match, new.fixed) IS DISTINCT FROM (old.copy, old.match, old.fixed)
+						   THEN 'asked for' ELSE old.reason END;
+		UPDATE @extschema@.synchronize_field f
+		SET (copy, match, remote, fixed, reason) = (SELECT new.copy, new.match, new.remote, new.fixed, new.reason)
+		WHERE f.model = owner.id AND f.name = $2;
+		UPDATE @extschema@.synchronize_model m
+		SET on_unknown = CASE WHEN new.match AND m.on_unknown = 'create' AND NOT s.others THEN 'match_create'
+							  WHEN old.match AND m.on_unknown = 'match_create' AND NOT new.match AND NOT s.others THEN 'create'
+							  ELSE m.on_unknown END,
+			change_columns = array_replace(m.change_columns, old.remote, new.remote),
+			reason = CASE WHEN new.match = old.match THEN m.reason
+						  ELSE format('recognised as asked for; %s', split_part(m.reason, '; ', 2)) END
+		FROM (SELECT EXISTS (SELECT FROM @extschema@.synchronize_field f
+							 WHERE f.model = owner.id AND f.name <> $2 AND f.match)) s (others)
+		WHERE m.id = owner.id;
+		DELETE FROM @extschema@.synchronize_position p WHERE p.model = owner.id;
+		IF NOT new.copy AND new.fixed IS NULL
+		   AND (SELECT c.required FROM @extschema@._possync_columns(owner.relation, owner.key_columns) c
+				WHERE c.name = $2) THEN
+			RAISE WARNING USING
+				MESSAGE = format('%s must not be null, has no default and is not copied', label),
+				DETAIL = 'No row can be created like this.',
+				HINT = format('Give it a value: possync_set_field(%L, %L, fixed => ...).', owner.name, $2);
+		END IF;
+	END IF;
+	RETURN format('%s: %s (%s: %s)', label, @extschema@._possync_does(owner.id, $2),
+				  owner.name, @extschema@._possync_does(owner.id));
+END $$;
+COMMENT ON FUNCTION @extschema@.possync_set_field(text, name, boolean, boolean, text, text) IS 'changes a column of a model; null leaves a property as it is';
+
+/*
+ * possync_tree
+ *		The tree of a model to read: below each model its columns, then what it
+ *		refers to (->) and the children that belong to it (<-).
+ *
+ * fields: false leaves out the columns.  A model stands there in full once;
+ * where it comes again it is named only.  Children are followed from the model
+ * and its children, not from what they refer to.  Errors: undefined_object.
+ */
+CREATE FUNCTION @extschema@.possync_tree(model text, fields boolean DEFAULT true)
+RETURNS TABLE (tree text, remote text, does text, reason text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	root @extschema@.synchronize_model := @extschema@._possync_model($1);
+	shown smallint[] := '{}';
+	children smallint[];			/* all below the root */
+	/* The lines still to come, the next one last. */
+	ids smallint[] := ARRAY[root.id];
+	paths text[] := ARRAY['/'];		/* ids above it: /1/2/ */
+	arrows text[] := ARRAY[''];
+	keys text[] := ARRAY[NULL::text];
+	n integer := 1;
+	current @extschema@.synchronize_model;
+	path text;
+	arrow text;
+	indent integer;
+	in_full boolean;
+	branch record;
+BEGIN
+	WITH RECURSIVE below (id) AS (
+		SELECT c.child FROM @extschema@.synchronize_child c WHERE c.model = root.id
+		UNION
+		SELECT c.child FROM below b JOIN @extschema@.synchronize_child c ON c.model = b.id)
+	SELECT coalesce(array_agg(b.id), '{}') INTO children FROM below b;
+
+	WHILE n > 0 LOOP
+		SELECT m.* INTO current FROM @extschema@.synchronize_model m WHERE m.id = ids[n];
+		path := paths[n];
+		arrow := arrows[n];
+		/* A child is described where it belongs. */
+		in_full := current.id <> ALL (shown) AND (arrow <> '->' OR current.id <> ALL (children));
+		indent := 4 * (length(path) - length(replace(path, '/', '')) - 1);
+		tree := CASE WHEN indent = 0 THEN current.name
+					 ELSE repeat(' ', indent - 3) || arrow || ' ' || current.name END;
+		IF in_full THEN
+			remote := current.remote;
+			does := @extschema@._possync_does(current.id);
+			reason := concat_ws('; ', 'by ' || keys[n], current.reason);
+		ELSE
+			tree := tree || CASE WHEN path LIKE '%/' || current.id || '/' THEN ' (itself)'
+								 WHEN path LIKE '%/' || current.id || '/%' THEN ' (cycle, see above)'
+								 WHEN current.id <> ALL (shown) THEN ' (see below)'
+								 ELSE ' (see above)' END;
+			remote := NULL;
+			does := NULL;
+			reason := 'by ' || keys[n];
+		END IF;
+		n := n - 1;
+		RETURN NEXT;
+
+		IF in_full AND fields THEN
+			RETURN QUERY
+			SELECT repeat(' ', indent + 2) || f.name, f.remote, @extschema@._possync_does(f.model, f.name),
+				   CASE WHEN a.attname IS NULL THEN 'the column is no longer there' ELSE f.reason END
+			FROM @extschema@.synchronize_field f
+			LEFT JOIN pg_attribute a ON a.attrelid = current.relation AND a.attname = f.name AND NOT a.attisdropped
+			WHERE f.model = current.id
+			ORDER BY a.attnum, f.name;
+		END IF;
+
+		/*
+		 * What it refers to comes first, hence last here.  That a child refers
+		 * to its parent needs no line of its own.
+		 */
+		FOR branch IN
+			SELECT 1 AS rank, '<-' AS arrow, c.child AS id, m.name COLLATE "C" AS name, 0 AS first_column,
+				   (SELECT array_to_string(r.columns, ', ') FROM @extschema@.possync_reference r
+					WHERE r.model_id = c.child AND r.referenced_id = current.id
+					ORDER BY r.first_column, r.columns LIMIT 1) AS key
+			FROM @extschema@.synchronize_child c JOIN @extschema@.synchronize_model m ON m.id = c.child
+			WHERE c.model = current.id AND in_full AND arrow <> '->'
+			UNION ALL
+			SELECT 0, '->', r.referenced_id, NULL, min(r.first_column),
+				   string_agg(array_to_string(r.columns, ', '), '; by ' ORDER BY r.first_column, r.columns)
+			FROM @extschema@.possync_reference r
+			WHERE r.model_id = current.id AND in_full
+			  AND NOT (arrow = '<-' AND path LIKE '%/' || r.referenced_id || '/')
+			GROUP BY r.referenced_id
+			ORDER BY rank DESC, name DESC, first_column DESC, id DESC
+		LOOP
+			n := n + 1;
+			ids[n] := branch.id;
+			paths[n] := path || current.id || '/';
+			arrows[n] := branch.arrow;
+			keys[n] := branch.key;
+		END LOOP;
+		IF in_full THEN
+			shown := shown || current.id;
+		END IF;
+	END LOOP;
+END $$;
+COMMENT ON FUNCTION @extschema@.possync_tree(text, boolean) IS 'the tree of a model to read: columns, what it refers to (->) and its children (<-)';
 
 /* --- engine entry points --- */
 CREATE FUNCTION @extschema@.possync_pull(model text, dry_run boolean DEFAULT false, on_error text DEFAULT 'report')
