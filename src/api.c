@@ -59,7 +59,7 @@ warn(const char *model, ErrorData *error)
  * or NULL.
  */
 static ErrorData *
-pull(PosRun *run, const char *model, bool raise)
+pull(PosRun *run, bool raise)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -75,7 +75,8 @@ pull(PosRun *run, const char *model, bool raise)
 		(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION,
 								 GUC_ACTION_SAVE, true, 0, false);
 		SPI_connect();
-		pos_sync_pull(run, model);
+		MemoryContextSwitchTo(run->context);
+		pos_sync_pull(run);
 		SPI_finish();
 		AtEOXact_GUC(true, nestlevel);
 		ReleaseCurrentSubTransaction();
@@ -124,9 +125,12 @@ possync_pull(PG_FUNCTION_ARGS)
 									 ALLOCSET_DEFAULT_SIZES);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
+	MemoryContextSwitchTo(run->context);
+	run->tree = pos_tree_load(model);
 	if (!run->dry)
 		run->id = pos_history_next_id();
-	error = pull(run, model, raise);
+	error = pull(run, raise);
+	pos_tree_close(run->tree);
 	if (error != NULL)
 		warn(model, error);
 	result = pos_history_record(run, model, started, error);

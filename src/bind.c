@@ -16,9 +16,9 @@
 
 #include "access/xact.h"
 #include "executor/executor.h"
-#include "executor/spi.h"
 #include "optimizer/optimizer.h"
 #include "rewrite/rewriteHandler.h"
+#include "sql.h"
 #include "sync.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -39,11 +39,8 @@ is_empty(PosModel *model)
 {
 	if (model->has_translations)
 		return false;
-	if (SPI_execute(psprintf("SELECT 1 FROM %s t", model->table_sql),
-					false, 1) != SPI_OK_SELECT)
-		elog(ERROR, "could not look into table %s", model->name);
-	SPI_freetuptable(SPI_tuptable);
-	return SPI_processed == 0;
+	return pos_sql_execute(psprintf("SELECT 1 FROM %s t LIMIT 1",
+									model->table_sql), 0, NULL, NULL) == 0;
 }
 
 static bool

@@ -11,21 +11,10 @@
  */
 #include "possync.h"
 
-#include "executor/spi.h"
 #include "nodes/bitmapset.h"
+#include "sql.h"
 #include "sync.h"
 #include "utils/builtins.h"
-
-#define FETCH_SIZE 1000
-
-/* The joined rows, read in the order of the unknown ones */
-typedef struct Pairs
-{
-	Portal		portal;
-	SPITupleTable *table;
-	uint64		next;
-	uint64		count;
-} Pairs;
 
 /*
  * Returns the sets of match fields (by number in written) that are null
@@ -89,8 +78,8 @@ append_join(StringInfo sql, PosModel *model, const char *rows,
  * Opens the joined rows: n, the local key's columns, and whether another
  * remote row matches the same local one.
  */
-static void
-open_pairs(Pairs *pairs, PosModel *model, PosRowset *rows, const char *name)
+static PosCursor *
+open_pairs(PosModel *model, PosRowset *rows, const char *name)
 {
 	StringInfoData keys;
 	StringInfoData sql;
@@ -100,7 +89,8 @@ open_pairs(Pairs *pairs, PosModel *model, PosRowset *rows, const char *name)
 	for (int i = 0; i < model->nkey; i++)
 		appendStringInfo(&keys, "%sk%d", i > 0 ? ", " : "", i);
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT n, %s, count(*) OVER (PARTITION BY %s) > 1"
+	appendStringInfo(&sql, "SELECT n, %s, pg_catalog.count(*)"
+					 " OVER (PARTITION BY %s) OPERATOR(pg_catalog.>) 1"
 					 " FROM (", keys.data, keys.data);
 	foreach(lc, null_patterns(model, rows))
 	{
@@ -109,35 +99,8 @@ open_pairs(Pairs *pairs, PosModel *model, PosRowset *rows, const char *name)
 		append_join(&sql, model, name, lfirst(lc));
 	}
 	appendStringInfoString(&sql, ") p ORDER BY n");
-
-	memset(pairs, 0, sizeof(Pairs));
 	pos_rowset_publish(rows);
-	pairs->portal = SPI_cursor_open_with_args(NULL, sql.data, 0, NULL, NULL,
-											  NULL, false, 0);
-}
-
-/* Returns the next pair without taking it; NULL at the end. */
-static HeapTuple
-peek_pair(Pairs *pairs)
-{
-	if (pairs->next == pairs->count)
-	{
-		if (pairs->table != NULL)
-			SPI_freetuptable(pairs->table);
-		SPI_cursor_fetch(pairs->portal, true, FETCH_SIZE);
-		pairs->table = SPI_tuptable;
-		pairs->count = SPI_processed;
-		pairs->next = 0;
-	}
-	return pairs->count == 0 ? NULL : pairs->table->vals[pairs->next];
-}
-
-static void
-close_pairs(Pairs *pairs)
-{
-	if (pairs->table != NULL)
-		SPI_freetuptable(pairs->table);
-	SPI_cursor_close(pairs->portal);
+	return pos_sql_open(sql.data);
 }
 
 /*
@@ -146,17 +109,17 @@ close_pairs(Pairs *pairs)
  * to the key of one that is linked elsewhere.
  */
 static List *
-take_candidates(PosRun *run, Pairs *pairs, PosModel *model, int64 n,
+take_candidates(PosRun *run, PosCursor *pairs, PosModel *model, int64 n,
 				bool *shared, char **linked)
 {
 	List	   *candidates = NIL;
 	HeapTuple	tuple;
+	TupleDesc	desc;
 
 	*shared = false;
 	*linked = NULL;
-	while ((tuple = peek_pair(pairs)) != NULL)
+	while ((tuple = pos_sql_peek(pairs, &desc)) != NULL)
 	{
-		TupleDesc	desc = pairs->table->tupdesc;
 		Datum		columns[INDEX_MAX_KEYS];
 		Datum		key;
 		bool		isnull;
@@ -177,7 +140,7 @@ take_candidates(PosRun *run, Pairs *pairs, PosModel *model, int64 n,
 			*shared = *shared ||
 				DatumGetBool(SPI_getbinval(tuple, desc, model->nkey + 2, &isnull));
 		}
-		pairs->next++;
+		pos_sql_take(pairs);
 	}
 	return candidates;
 }
@@ -192,7 +155,7 @@ void
 pos_match_rows(PosRun *run, PosModel *model, PosRowset *rows,
 			   PosMatchCallback callback)
 {
-	Pairs		pairs;
+	PosCursor  *pairs;
 	Datum	   *values;
 	bool	   *nulls;
 	Datum	   *copy = palloc(model->stage->natts * sizeof(Datum));
@@ -200,7 +163,7 @@ pos_match_rows(PosRun *run, PosModel *model, PosRowset *rows,
 	char	   *name = psprintf("possync_rows_%d", model->id);
 	MemoryContext old;
 
-	open_pairs(&pairs, model, rows, name);
+	pairs = open_pairs(model, rows, name);
 	pos_rowset_rewind(rows);
 	while (pos_rowset_next(rows, &values, &nulls))
 	{
@@ -212,13 +175,13 @@ pos_match_rows(PosRun *run, PosModel *model, PosRowset *rows,
 		memcpy(copynulls, nulls, model->stage->natts * sizeof(bool));
 		MemoryContextReset(run->row);
 		old = MemoryContextSwitchTo(run->row);
-		candidates = take_candidates(run, &pairs, model,
+		candidates = take_candidates(run, pairs, model,
 									 DatumGetInt64(copy[POS_STAGE_N]),
 									 &shared, &linked);
 		callback(run, model, copy, copynulls, candidates, shared, linked);
 		MemoryContextSwitchTo(old);
 	}
-	close_pairs(&pairs);
+	pos_sql_close(pairs);
 	pfree(copy);
 	pfree(copynulls);
 }

@@ -167,6 +167,7 @@ struct PosComponent
 typedef struct PosTree
 {
 	char	   *server;
+	List	   *opened;			/* of PosModel, all of the server */
 	PosModel   *root;
 	List	   *models;			/* of PosModel, what others depend on first */
 	List	   *components;		/* of PosComponent, in the same order */
@@ -181,6 +182,7 @@ extern void pos_config_positions(List *models);
 /* in tree.c */
 extern PosTree *pos_tree_load(const char *name);
 extern List *pos_tree_check(PosTree *tree);
+extern void pos_tree_close(PosTree *tree);
 extern PosModel *pos_tree_find(List *models, Oid relid);
 
 /* in stage.c */
@@ -197,8 +199,5 @@ extern void pos_key_to_columns(PosModel *model, Datum key, Datum *values);
 extern Datum pos_key_from_columns(PosModel *model, Datum *values);
 extern char *pos_key_string(Datum key, bool is_int);
 extern Datum pos_key_from_string(const char *string, bool is_int);
-
-/* in sql.c */
-extern char *pos_sql_equality(PosField *field);
 
 #endif							/* POSSYNC_MODEL_H */

@@ -1,15 +1,20 @@
 /*
  * sql.c
- *		Pieces of the statements that we run on the user's tables.
+ *		Statements on the user's tables, run as the caller.
  *
- * These run under the caller's search_path, because triggers of the user's
+ * They run under the caller's search_path, because triggers of the user's
  * may count on it; so every operator is written with its schema.
+ *
+ * SPI leaves its own memory context current; these functions restore that of
+ * the caller, who may be working row by row.
  */
 #include "possync.h"
 
 #include "access/htup_details.h"
 #include "catalog/pg_operator.h"
+#include "executor/spi.h"
 #include "model.h"
+#include "sql.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
@@ -43,4 +48,94 @@ pos_sql_equality(PosField *field)
 				   NameStr(form->oprname));
 	ReleaseSysCache(tuple);
 	return sql;
+}
+
+/*
+ * Runs a statement.  Returns the number of rows processed; a result stands in
+ * SPI_tuptable.
+ */
+uint64
+pos_sql_execute(const char *sql, int nargs, Oid *types, Datum *values)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int			rc = SPI_execute_with_args(sql, nargs, types, values, NULL,
+										   false, 0);
+
+	if (rc < 0)
+		elog(ERROR, "SPI_execute_with_args failed: %s",
+			 SPI_result_code_string(rc));
+	MemoryContextSwitchTo(context);
+	return SPI_processed;
+}
+
+/* As pos_sql_execute, for a statement without parameters that is kept. */
+uint64
+pos_sql_execute_plan(SPIPlanPtr *plan, const char *sql)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int			rc;
+
+	if (*plan == NULL)
+		*plan = SPI_prepare(sql, 0, NULL);
+	if (*plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s",
+			 SPI_result_code_string(SPI_result));
+	rc = SPI_execute_plan(*plan, NULL, NULL, false, 0);
+	if (rc < 0)
+		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(rc));
+	MemoryContextSwitchTo(context);
+	return SPI_processed;
+}
+
+/* Opens the rows of a query, to be read by pos_sql_next. */
+PosCursor *
+pos_sql_open(const char *sql)
+{
+	MemoryContext context = CurrentMemoryContext;
+	PosCursor  *cursor = palloc0(sizeof(PosCursor));
+
+	cursor->portal = SPI_cursor_open_with_args(NULL, sql, 0, NULL, NULL, NULL,
+											   false, 0);
+	MemoryContextSwitchTo(context);
+	return cursor;
+}
+
+/*
+ * Returns the next row without taking it, NULL after the last one.  The row
+ * is valid until one more is fetched; desc is its form.
+ */
+HeapTuple
+pos_sql_peek(PosCursor *cursor, TupleDesc *desc)
+{
+	if (cursor->next == cursor->count)
+	{
+		MemoryContext context = CurrentMemoryContext;
+
+		if (cursor->table != NULL)
+			SPI_freetuptable(cursor->table);
+		SPI_cursor_fetch(cursor->portal, true, POS_FETCH_SIZE);
+		cursor->table = SPI_tuptable;
+		cursor->count = SPI_processed;
+		cursor->next = 0;
+		MemoryContextSwitchTo(context);
+	}
+	*desc = cursor->table->tupdesc;
+	return cursor->count == 0 ? NULL : cursor->table->vals[cursor->next];
+}
+
+/* Takes the row that pos_sql_peek returned. */
+void
+pos_sql_take(PosCursor *cursor)
+{
+	cursor->next++;
+}
+
+/* Closes a cursor. */
+void
+pos_sql_close(PosCursor *cursor)
+{
+	if (cursor->table != NULL)
+		SPI_freetuptable(cursor->table);
+	SPI_cursor_close(cursor->portal);
+	pfree(cursor);
 }

@@ -103,6 +103,7 @@ pos_store_execute(const char *sql, int nargs, Oid *types, Datum *values,
 	int			nestlevel = NewGUCNestLevel();
 	char	   *statement = with_schema(sql);
 	int			rc;
+	MemoryContext context = CurrentMemoryContext;
 
 	(void) set_config_option("search_path", "pg_catalog, pg_temp",
 							 PGC_USERSET, PGC_S_SESSION,
@@ -117,5 +118,6 @@ pos_store_execute(const char *sql, int nargs, Oid *types, Datum *values,
 	SetUserIdAndSecContext(saved_user, saved_context);
 	AtEOXact_GUC(true, nestlevel);
 	pfree(statement);
+	MemoryContextSwitchTo(context); /* SPI leaves us in its own */
 	return SPI_processed;
 }

@@ -162,17 +162,16 @@ synchronize_component(PosRun *run, PosComponent *component)
 }
 
 /*
- * Pulls the tree of a root model.  run has its number, dry and contexts set;
- * SPI is connected.  Fills the tree with counts.
+ * Pulls the tree of a run, which has its number, tree, dry and contexts set;
+ * SPI is connected and the run's context current.  Fills the tree with counts.
  */
 void
-pos_sync_pull(PosRun *run, const char *root)
+pos_sync_pull(PosRun *run)
 {
 	PosTable  **tables;
 	int			ntables;
 	ListCell   *lc;
 
-	run->tree = pos_tree_load(root);
 	lock_models(run);
 	/* positions may have been moved by the run we waited for */
 	pos_config_positions(run->tree->models);

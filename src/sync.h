@@ -36,7 +36,7 @@ typedef enum PosFound
 } PosFound;
 
 /* in sync.c */
-extern void pos_sync_pull(PosRun *run, const char *root);
+extern void pos_sync_pull(PosRun *run);
 
 /* in rowset.c: rows in order, on disk if need be, visible to SPI by name */
 extern PosRowset *pos_rowset_create(const char *name, TupleDesc desc);

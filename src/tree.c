@@ -345,12 +345,28 @@ pos_tree_load(const char *name)
 		if (((PosModel *) lfirst(lc))->rel != NULL)
 			find_references(models, lfirst(lc));
 
+	tree->opened = models;
 	tree->root = linitial(models);
 	visit(&walk, tree->root);
 	visit_children(&walk, tree->root);
 	mark_inner_references(tree);
 	pos_config_positions(tree->models);
 	return tree;
+}
+
+/* Closes the tables of a tree; locks stay. */
+void
+pos_tree_close(PosTree *tree)
+{
+	ListCell   *lc;
+
+	foreach(lc, tree->opened)
+	{
+		PosModel   *model = lfirst(lc);
+
+		if (model->rel != NULL)
+			table_close(model->rel, NoLock);
+	}
 }
 
 /* Adds a sentence for every foreign key that leads out of the configuration. */

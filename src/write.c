@@ -22,8 +22,8 @@
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "common/hashfn.h"
-#include "executor/spi.h"
 #include "miscadmin.h"
+#include "sql.h"
 #include "store.h"
 #include "sync.h"
 #include "utils/array.h"
@@ -40,8 +40,6 @@
 
 /* Rows of one model that are remembered as locked */
 #define MAX_LOCKED		200000
-
-#define FETCH_SIZE		1000
 
 struct PosWriter
 {
@@ -184,9 +182,7 @@ lock_rows(PosModel *model)
 		values[0] = PointerGetDatum(construct_array(keys, n, INT8OID, 8,
 													FLOAT8PASSBYVAL,
 													TYPALIGN_DOUBLE));
-		if (SPI_execute_with_args(sql, 1, types, values, NULL, false, 0) != SPI_OK_SELECT)
-			elog(ERROR, "could not lock rows of table %s", model->name);
-		if (SPI_processed < n)
+		if (pos_sql_execute(sql, 1, types, values) < n)
 			ereport(ERROR,
 					(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
 					 errmsg("rows of table %s that new rows refer to were deleted here",
@@ -272,18 +268,6 @@ prove_references(PosRun *run, PosModel *model, PosWriter *writer,
 	}
 }
 
-/* Runs a statement on the user's tables as the caller; returns its rows. */
-static uint64
-execute_as_caller(const char *sql, int expected)
-{
-	int			rc = SPI_execute(sql, false, 0);
-
-	if (rc != expected)
-		elog(ERROR, "unexpected result of \"%s\": %s", sql,
-			 SPI_result_code_string(rc));
-	return SPI_processed;
-}
-
 /* Appends the INSERT of a model's gathered rows. */
 static void
 append_insert(StringInfo sql, PosModel *model)
@@ -329,7 +313,7 @@ reject_suppressed(PosRun *run, PosModel *model, PosRowset *inserts)
 					 " (SELECT 1 FROM %s t WHERE ", model->id, model->table_sql);
 	append_key_join(&sql, model);
 	appendStringInfoString(&sql, ") ORDER BY r.n");
-	n = execute_as_caller(sql.data, SPI_OK_SELECT);
+	n = pos_sql_execute(sql.data, 0, NULL, NULL);
 	table = SPI_tuptable;
 
 	pos_rowset_rewind(inserts);
@@ -379,8 +363,7 @@ run_inserts(PosRun *run, List *models)
 	}
 	foreach(lc, models)
 		pos_rowset_publish(((PosModel *) lfirst(lc))->writer->inserts);
-	(void) execute_as_caller(sql.data, list_length(models) == 1 ?
-							 SPI_OK_INSERT : SPI_OK_SELECT);
+	(void) pos_sql_execute(sql.data, 0, NULL, NULL);
 	foreach(lc, models)
 	{
 		PosModel   *model = lfirst(lc);
@@ -454,14 +437,7 @@ run_updates(PosModel *model, PosWriter *writer)
 	if (n == 0)
 		return;
 	pos_rowset_publish(writer->updates);
-	if (writer->update_plan == NULL)
-		writer->update_plan = SPI_prepare(update_statement(model), 0, NULL);
-	if (writer->update_plan == NULL)
-		elog(ERROR, "could not prepare the update of table %s: %s", model->name,
-			 SPI_result_code_string(SPI_result));
-	if (SPI_execute_plan(writer->update_plan, NULL, NULL, false, 0) != SPI_OK_UPDATE)
-		elog(ERROR, "could not update table %s", model->name);
-	done = SPI_processed;
+	done = pos_sql_execute_plan(&writer->update_plan, update_statement(model));
 	model->counts.updated += done;
 	if (done < n)
 	{
@@ -485,7 +461,7 @@ update(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 }
 
 /* Opens the numbers of known rows that differ from the local ones. */
-static Portal
+static PosCursor *
 open_differences(PosModel *model)
 {
 	StringInfoData sql;
@@ -511,8 +487,7 @@ open_differences(PosModel *model)
 		appendStringInfoString(&sql, ")::pg_catalog.record");
 	}
 	appendStringInfoString(&sql, " ORDER BY r.n");
-	return SPI_cursor_open_with_args(NULL, sql.data, 0, NULL, NULL, NULL,
-									 false, 0);
+	return pos_sql_open(sql.data);
 }
 
 /* Takes one known row that differs, or is missing here. */
@@ -537,7 +512,9 @@ take_difference(PosRun *run, PosModel *model, bool missing, Datum *values,
 void
 pos_write_compare(PosRun *run, PosModel *model)
 {
-	Portal		portal;
+	PosCursor  *differences;
+	HeapTuple	tuple;
+	TupleDesc	desc;
 	int64		position = 0;
 	Datum	   *values;
 	bool	   *nulls;
@@ -545,37 +522,24 @@ pos_write_compare(PosRun *run, PosModel *model)
 	if (pos_rowset_count(model->known) == 0)
 		return;
 	pos_rowset_publish(model->known);
-	portal = open_differences(model);
+	differences = open_differences(model);
 	pos_rowset_rewind(model->known);
 	model->counts.unchanged += pos_rowset_count(model->known);
-	for (;;)
+	while ((tuple = pos_sql_peek(differences, &desc)) != NULL)
 	{
-		SPITupleTable *table;
-		uint64		n;
+		bool		isnull;
+		int64		differs = DatumGetInt64(SPI_getbinval(tuple, desc, 1,
+														  &isnull));
 
-		SPI_cursor_fetch(portal, true, FETCH_SIZE);
-		table = SPI_tuptable;
-		n = SPI_processed;
-		for (uint64 i = 0; i < n; i++)
-		{
-			bool		isnull;
-			int64		differs = DatumGetInt64(SPI_getbinval(table->vals[i],
-															  table->tupdesc, 1,
-															  &isnull));
-			bool		missing = DatumGetBool(SPI_getbinval(table->vals[i],
-															 table->tupdesc, 2,
-															 &isnull));
-
-			for (; position < differs; position++)
-				pos_rowset_next(model->known, &values, &nulls);
-			model->counts.unchanged--;
-			take_difference(run, model, missing, values, nulls);
-		}
-		SPI_freetuptable(table);
-		if (n == 0)
-			break;
+		for (; position < differs; position++)
+			pos_rowset_next(model->known, &values, &nulls);
+		model->counts.unchanged--;
+		take_difference(run, model,
+						DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull)),
+						values, nulls);
+		pos_sql_take(differences);
 	}
-	SPI_cursor_close(portal);
+	pos_sql_close(differences);
 	if (model->component->inner)
 		pos_write_flush(run, model->component);
 	if (model->writer != NULL)

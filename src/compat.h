@@ -1,0 +1,57 @@
+/*
+ * compat.h
+ *		What differs between the versions of PostgreSQL that we support, 15 to
+ *		18.  Every test of PG_VERSION_NUM is here.
+ */
+#ifndef POSSYNC_COMPAT_H
+#define POSSYNC_COMPAT_H
+
+#include "access/table.h"
+#include "executor/executor.h"
+#include "nodes/parsenodes.h"
+#if PG_VERSION_NUM >= 160000
+#include "parser/parse_relation.h"
+#endif
+
+/*
+ * Gives an executor state a range table of one relation, into which rows are
+ * inserted.
+ */
+static inline void
+pos_init_range_table(EState *estate, Relation rel)
+{
+	RangeTblEntry *rte = makeNode(RangeTblEntry);
+#if PG_VERSION_NUM >= 160000
+	List	   *permissions = NIL;
+#endif
+
+	rte->rtekind = RTE_RELATION;
+	rte->relid = RelationGetRelid(rel);
+	rte->relkind = rel->rd_rel->relkind;
+	rte->rellockmode = RowExclusiveLock;
+#if PG_VERSION_NUM >= 180000
+	addRTEPermissionInfo(&permissions, rte);
+	ExecInitRangeTable(estate, list_make1(rte), permissions,
+					   bms_make_singleton(1));
+#elif PG_VERSION_NUM >= 160000
+	addRTEPermissionInfo(&permissions, rte);
+	ExecInitRangeTable(estate, list_make1(rte), permissions);
+#else
+	ExecInitRangeTable(estate, list_make1(rte));
+#endif
+}
+
+/* Enters a new row into all indexes; returns those to be checked again. */
+static inline List *
+pos_insert_index_tuples(ResultRelInfo *target, TupleTableSlot *slot,
+						EState *estate)
+{
+#if PG_VERSION_NUM >= 160000
+	return ExecInsertIndexTuples(target, slot, estate, false, false, NULL, NIL,
+								 false);
+#else
+	return ExecInsertIndexTuples(target, slot, estate, false, false, NULL, NIL);
+#endif
+}
+
+#endif							/* POSSYNC_COMPAT_H */

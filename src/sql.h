@@ -1,0 +1,32 @@
+/*
+ * sql.h
+ *		Statements on the user's tables.
+ */
+#ifndef POSSYNC_SQL_H
+#define POSSYNC_SQL_H
+
+#include "executor/spi.h"
+#include "model.h"
+
+/* Rows fetched from a cursor at a time */
+#define POS_FETCH_SIZE 1000
+
+typedef struct PosCursor
+{
+	Portal		portal;
+	SPITupleTable *table;		/* the rows fetched last */
+	uint64		next;
+	uint64		count;
+} PosCursor;
+
+/* in sql.c */
+extern char *pos_sql_equality(PosField *field);
+extern uint64 pos_sql_execute(const char *sql, int nargs, Oid *types,
+							  Datum *values);
+extern uint64 pos_sql_execute_plan(SPIPlanPtr *plan, const char *sql);
+extern PosCursor *pos_sql_open(const char *sql);
+extern HeapTuple pos_sql_peek(PosCursor *cursor, TupleDesc *desc);
+extern void pos_sql_take(PosCursor *cursor);
+extern void pos_sql_close(PosCursor *cursor);
+
+#endif							/* POSSYNC_SQL_H */
