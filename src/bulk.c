@@ -125,7 +125,7 @@ pos_bulk_open(Relation rel, int ncolumns, AttrNumber *columns)
 										  ALLOCSET_DEFAULT_SIZES);
 	bulk->estate = CreateExecutorState();
 	old = MemoryContextSwitchTo(bulk->estate->es_query_cxt);
-	pos_init_range_table(bulk->estate, rel);
+	pos_compat_init_range_table(bulk->estate, rel);
 	bulk->target = makeNode(ResultRelInfo);
 	ExecInitResultRelation(bulk->estate, bulk->target, 1);
 	CheckValidResultRel(bulk->target, CMD_INSERT);
@@ -268,7 +268,7 @@ finish_row(PosBulk *bulk, TupleTableSlot *slot)
 	List	   *recheck = NIL;
 
 	if (bulk->target->ri_NumIndices > 0)
-		recheck = pos_insert_index_tuples(bulk->target, slot, bulk->estate);
+		recheck = pos_compat_insert_index_tuples(bulk->target, slot, bulk->estate);
 	ExecARInsertTriggers(bulk->estate, bulk->target, slot, recheck, NULL);
 	list_free(recheck);
 	ExecClearTuple(slot);

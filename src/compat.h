@@ -7,18 +7,20 @@
 #define POSSYNC_COMPAT_H
 
 #include "access/table.h"
+#include "catalog/pg_foreign_server.h"
 #include "executor/executor.h"
 #include "nodes/parsenodes.h"
 #if PG_VERSION_NUM >= 160000
 #include "parser/parse_relation.h"
 #endif
+#include "utils/acl.h"
 
 /*
  * Gives an executor state a range table of one relation, into which rows are
  * inserted.
  */
 static inline void
-pos_init_range_table(EState *estate, Relation rel)
+pos_compat_init_range_table(EState *estate, Relation rel)
 {
 	RangeTblEntry *rte = makeNode(RangeTblEntry);
 #if PG_VERSION_NUM >= 160000
@@ -43,7 +45,7 @@ pos_init_range_table(EState *estate, Relation rel)
 
 /* Enters a new row into all indexes; returns those to be checked again. */
 static inline List *
-pos_insert_index_tuples(ResultRelInfo *target, TupleTableSlot *slot,
+pos_compat_insert_index_tuples(ResultRelInfo *target, TupleTableSlot *slot,
 						EState *estate)
 {
 #if PG_VERSION_NUM >= 160000
@@ -51,6 +53,17 @@ pos_insert_index_tuples(ResultRelInfo *target, TupleTableSlot *slot,
 								 false);
 #else
 	return ExecInsertIndexTuples(target, slot, estate, false, false, NULL, NIL);
+#endif
+}
+
+/* Whether a role holds a privilege on a foreign server */
+static inline AclResult
+pos_compat_server_aclcheck(Oid server, Oid role, AclMode mode)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_aclcheck(ForeignServerRelationId, server, role, mode);
+#else
+	return pg_foreign_server_aclcheck(server, role, mode);
 #endif
 }
 

@@ -20,6 +20,7 @@
 #ifndef POSSYNC_CONNECTION_H
 #define POSSYNC_CONNECTION_H
 
+#include "datatype/timestamp.h"
 #include "foreign/foreign.h"
 #include "nodes/pg_list.h"
 

@@ -15,6 +15,7 @@
 #include "sql.h"
 #include "sync.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 
 /*
  * Returns the sets of match fields (by number in written) that are null

@@ -125,7 +125,7 @@ set_parts(PosReference *reference, Datum *wire, bool *wirenulls,
 
 /* Translates one reference; returns false if its parent is not here. */
 static bool
-translate(PosRun *run, PosReference *reference, Datum remote, Datum *values,
+translate_one(PosRun *run, PosReference *reference, Datum remote, Datum *values,
 		  bool *nulls, bool *pending)
 {
 	Datum		local;
@@ -224,7 +224,7 @@ pos_translate_row(PosRun *run, PosModel *model, Datum *wire, bool *wirenulls,
 			values[reference->staged] = remote;
 			nulls[reference->staged] = false;
 		}
-		else if (!translate(run, reference, remote, values, nulls, pending) &&
+		else if (!translate_one(run, reference, remote, values, nulls, pending) &&
 				 missing == NULL)
 		{
 			pos_quarantine_missing(run, reference->parent, remote);
@@ -263,7 +263,7 @@ pos_translate_inner(PosRun *run, PosModel *model, bool identity_only,
 
 		if (reference->inner && !nulls[reference->staged] &&
 			(!identity_only || identifies(reference)) &&
-			!translate(run, reference, values[reference->staged], values,
+			!translate_one(run, reference, values[reference->staged], values,
 					   nulls, pending))
 			return reference;
 	}

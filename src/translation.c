@@ -94,7 +94,7 @@ typedef struct Lookup
 	ScanKeyData keys[2];
 } Lookup;
 
-struct PosTranslations
+typedef struct PosTranslations
 {
 	Relation	rel;
 	TupleTableSlot *slot;
@@ -105,7 +105,7 @@ struct PosTranslations
 	Lookup		local_text;
 	PosBulk    *bulk;
 	int64		pending;		/* the next key without meaning, in a dry run */
-};
+} PosTranslations;
 
 static void
 open_lookup(PosTranslations *t, Lookup *lookup, const char *index, Oid equal)

@@ -1,0 +1,165 @@
+/*
+ * connection_postgres.h
+ *		What the files of the PostgreSQL connection share.
+ *
+ * connection_postgres.c	sessions and the operations of connection.h
+ * postgres_options.c		options of servers and user mappings
+ * postgres_wire.c			one libpq connection: connect, wait, errors
+ * postgres_describe.c		what the remote tables look like
+ * postgres_query.c			the SQL that is sent
+ * postgres_convert.c		from the wire to datums
+ *
+ * Nobody else includes this file or libpq-fe.h.
+ */
+#ifndef POSSYNC_CONNECTION_POSTGRES_H
+#define POSSYNC_CONNECTION_POSTGRES_H
+
+#include "connection.h"
+#include "lib/stringinfo.h"
+#include "libpq-fe.h"
+
+/* Options of a server that libpq knows nothing of, or does not enforce */
+typedef struct PosPgOptions
+{
+	int			connect_timeout;	/* milliseconds; 0: none */
+	int			statement_timeout;	/* milliseconds without a byte; 0: none */
+	int			overlap;		/* milliseconds */
+	bool		keep_connections;
+} PosPgOptions;
+
+typedef enum PosPgState
+{
+	POS_PG_CLOSED,				/* conn is NULL */
+	POS_PG_IDLE,				/* no transaction, nothing to be received */
+	POS_PG_ENDING,				/* end of transaction sent, answer not read */
+	POS_PG_OPEN,				/* in a transaction, nothing to be received */
+	POS_PG_READING				/* rows requested and not all received */
+} PosPgState;
+
+/* A column of a remote table; domains are resolved to their base type */
+typedef struct PosPgAttribute
+{
+	char	   *name;
+	char	   *typename;		/* with modifier, for messages */
+	Oid			type;
+	int32		typmod;
+	char		typtype;
+	char		category;
+	char	   *basename;		/* of the type or the array's element type, not
+								 * qualified */
+	char		elemtype;		/* typtype of an array's elements, else 0 */
+	bool		notnull;
+	bool		readable;
+} PosPgAttribute;
+
+/* A remote table as it was when it was last looked at */
+typedef struct PosPgRelation
+{
+	MemoryContext context;		/* holds everything here */
+	char	   *remote;			/* the caller's spelling */
+	const char *sql;			/* for FROM, with ONLY where it means something */
+	bool		exists;
+	bool		readable;		/* USAGE on the schema */
+	int			nattributes;
+	PosPgAttribute *attributes;
+} PosPgRelation;
+
+/* How the values of one column travel and become datums */
+typedef struct PosPgPlan PosPgPlan;
+
+/*
+ * A session.  What libpq allocates (conn, result, row) is held here and freed
+ * by the next call or with the session, so that an error anywhere leaks
+ * nothing.
+ */
+typedef struct PosPgSession
+{
+	PosConnection base;
+	MemoryContext context;		/* holds the session but for relations */
+	UserMapping *mapping;
+	PosPgOptions options;
+	const char **keywords;		/* for PQconnectStartParams */
+	const char **values;
+
+	PosPgState	state;
+	PGconn	   *conn;
+	PGresult   *result;
+	char	   *row;
+	uint64		received;		/* bytes since begin */
+
+	char	   *source;			/* identity of the remote; NULL: not yet asked */
+	List	   *relations;		/* PosPgRelation */
+
+	/* since begin */
+	MemoryContext read_context;
+	char	   *now;			/* literal: the remote's clock */
+	char	   *cap;			/* literal: changes before it are all visible */
+	PosTable  **tables;			/* requested */
+	PosPgPlan **plans;			/* of each of them */
+	int			ntables;
+	int			current;
+	bool		copying;		/* the current table's COPY has begun */
+	bool		header;			/* and its header was read */
+	const char *command;		/* last command sent, for messages */
+
+	/* bookkeeping of connection_postgres.c */
+	bool		invalid;		/* options changed: connect anew at next get */
+	int			busy;			/* a function is at work, called at this
+								 * transaction nesting level; 0: none is */
+	int			level;			/* transaction nesting level of begin */
+	uint32		server_hash;
+	uint32		mapping_hash;
+} PosPgSession;
+
+/* in postgres_options.c */
+extern void pos_pg_options_read(ForeignServer *server, UserMapping *mapping,
+								PosPgOptions *options,
+								const char ***keywords, const char ***values);
+extern void pos_pg_options_check(UserMapping *mapping,
+								 const char **keywords, const char **values);
+extern void pos_pg_options_check_connected(UserMapping *mapping, PGconn *conn);
+
+/* in postgres_wire.c */
+extern void pos_pg_connect(PosPgSession *session);
+extern void pos_pg_disconnect(PosPgSession *session);
+extern void pos_pg_flush(PosPgSession *session);
+extern PGresult *pos_pg_result(PosPgSession *session);
+extern bool pos_pg_answers(PosPgSession *session, int timeout);
+extern bool pos_pg_lost(PosPgSession *session);
+extern int	pos_pg_row(PosPgSession *session);
+extern void pos_pg_expect(PosPgSession *session, ExecStatusType status);
+extern void pos_pg_error(PosPgSession *session) pg_attribute_noreturn();
+
+/* in postgres_describe.c */
+extern PosPgRelation *pos_pg_relation(PosPgSession *session,
+									  const char *remote);
+extern PosPgAttribute *pos_pg_attribute(PosPgRelation *relation,
+										const char *name);
+extern void pos_pg_describe_query(StringInfo sql, PosTable **tables,
+								  int ntables);
+extern void pos_pg_describe_result(PosPgSession *session, PosTable **tables,
+								   int ntables);
+extern void pos_pg_describe_forget(PosPgSession *session);
+extern List *pos_pg_describe_check(PosPgSession *session, PosTable *table);
+extern char *pos_pg_describe_changes(PosPgSession *session, PosTable *table);
+
+/* in postgres_query.c */
+extern char *pos_pg_query_clock(PosPgSession *session);
+extern char *pos_pg_query_settings(PosPgSession *session);
+extern char *pos_pg_query_probe(PosPgSession *session, PosTable **tables,
+								int ntables);
+extern char *pos_pg_query_positions(PosPgSession *session, PosTable **tables,
+									int ntables);
+extern char *pos_pg_query_rows(PosPgSession *session, PosTable *table,
+							   PosPgPlan *plan);
+extern bool pos_pg_query_probed(PosPgSession *session, PosTable *table);
+
+/* in postgres_convert.c */
+extern bool pos_pg_convertible(PosPgAttribute *attribute, PosColumn *column);
+extern Oid	pos_pg_key_type(PosPgAttribute *attribute);
+extern PosPgPlan *pos_pg_plan(PosPgSession *session, PosTable *table);
+extern bool pos_pg_plan_as_text(PosPgPlan *plan, int column);
+extern void pos_pg_convert(PosPgPlan *plan, char *data, int len,
+						   Datum *values, bool *nulls);
+
+#endif							/* POSSYNC_CONNECTION_POSTGRES_H */

@@ -1,0 +1,393 @@
+/*
+ * postgres_describe.c
+ *		What the remote tables look like.
+ *
+ * Owns the descriptions that a session keeps of remote tables, the query that
+ * fetches them, and the comparison with what the caller asks for.  A
+ * description is good for building SQL and for nothing else: whether it still
+ * holds is found out by asking again, which every read that finds changes does.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_class.h"
+#include "connection_postgres.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/varlena.h"
+
+/* Columns of the query's result */
+enum
+{
+	D_TABLE,
+	D_RELKIND,
+	D_USAGE,
+	D_NAME,
+	D_TYPENAME,
+	D_TYPE,
+	D_TYPMOD,
+	D_TYPTYPE,
+	D_CATEGORY,
+	D_BASENAME,
+	D_ELEMTYPE,
+	D_NOTNULL,
+	D_READABLE
+};
+
+static const char *const describe_sql =
+"SELECT t.n, c.relkind, has_schema_privilege(s.oid, 'USAGE'),"
+" a.attname, format_type(a.atttypid, a.atttypmod),"
+" b.oid, b.typmod, y.typtype, y.typcategory,"
+" coalesce(e.typname, y.typname), e.typtype,"
+" a.attnotnull, has_column_privilege(c.oid, a.attnum, 'SELECT')"
+" FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY t(schema, name, n)"
+" JOIN pg_namespace s ON s.nspname = t.schema"
+" JOIN pg_class c ON c.relnamespace = s.oid AND c.relname = t.name"
+" AND c.relkind IN ('r', 'p', 'v', 'm', 'f')"
+" JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0"
+" AND NOT a.attisdropped"
+" CROSS JOIN LATERAL ("
+"WITH RECURSIVE d AS ("
+"SELECT oid, a.atttypmod AS typmod, typtype, typbasetype, typtypmod"
+" FROM pg_type WHERE oid = a.atttypid UNION ALL"
+" SELECT y.oid, d.typtypmod, y.typtype, y.typbasetype, y.typtypmod"
+" FROM d JOIN pg_type y ON y.oid = d.typbasetype AND d.typtype = 'd')"
+" SELECT oid, typmod FROM d WHERE typtype <> 'd') b"
+" JOIN pg_type y ON y.oid = b.oid"
+" LEFT JOIN pg_type e ON e.oid = y.typelem AND y.typcategory = 'A'"
+" ORDER BY t.n, a.attnum";
+
+static void split_name(const char *remote, char **schema, char **name);
+static char *text_array(char **elements, int n);
+static PosPgRelation *make_relation(const char *remote);
+static void fill_relation(PosPgRelation *relation, PGresult *res, int first,
+						  int last);
+static void forget_relation(PosPgSession *session, const char *remote);
+static char *check_table(PosPgSession *session, PosPgRelation *relation,
+						 PosTable *table);
+static char *check_column(PosPgSession *session, PosPgRelation *relation,
+						  PosTable *table, PosColumn *column);
+static char *field_of(PosTable *table, const char *local);
+
+/*
+ * Returns what a session knows of a remote table, NULL if it never looked.
+ */
+PosPgRelation *
+pos_pg_relation(PosPgSession *session, const char *remote)
+{
+	ListCell   *lc;
+
+	foreach(lc, session->relations)
+	{
+		PosPgRelation *relation = (PosPgRelation *) lfirst(lc);
+
+		if (strcmp(relation->remote, remote) == 0)
+			return relation;
+	}
+
+	return NULL;
+}
+
+/*
+ * Returns a column of a remote table, NULL if it has none of this name.
+ */
+PosPgAttribute *
+pos_pg_attribute(PosPgRelation *relation, const char *name)
+{
+	for (int i = 0; i < relation->nattributes; i++)
+	{
+		if (strcmp(relation->attributes[i].name, name) == 0)
+			return &relation->attributes[i];
+	}
+
+	return NULL;
+}
+
+/*
+ * Appends the query whose result pos_pg_describe_result understands.  Errors
+ * if a table's name is not written as schema.table.
+ */
+void
+pos_pg_describe_query(StringInfo sql, PosTable **tables, int ntables)
+{
+	char	  **schemas = palloc(sizeof(char *) * ntables);
+	char	  **names = palloc(sizeof(char *) * ntables);
+
+	for (int i = 0; i < ntables; i++)
+		split_name(tables[i]->remote, &schemas[i], &names[i]);
+
+	appendStringInfo(sql, describe_sql, text_array(schemas, ntables),
+					 text_array(names, ntables));
+}
+
+/*
+ * Stores the session's current result as the description of the tables.
+ */
+void
+pos_pg_describe_result(PosPgSession *session, PosTable **tables, int ntables)
+{
+	PGresult   *res = session->result;
+	int			row = 0;
+
+	for (int i = 0; i < ntables; i++)
+	{
+		int			first = row;
+		PosPgRelation *relation;
+		MemoryContext old;
+
+		while (row < PQntuples(res) &&
+			   atoi(PQgetvalue(res, row, D_TABLE)) == i + 1)
+			row++;
+
+		forget_relation(session, tables[i]->remote);
+		relation = make_relation(tables[i]->remote);
+		old = MemoryContextSwitchTo(relation->context);
+		fill_relation(relation, res, first, row);
+		MemoryContextSwitchTo(session->context);
+		session->relations = lappend(session->relations, relation);
+		MemoryContextSwitchTo(old);
+	}
+}
+
+/*
+ * Forgets every description.
+ */
+void
+pos_pg_describe_forget(PosPgSession *session)
+{
+	ListCell   *lc;
+
+	foreach(lc, session->relations)
+		MemoryContextDelete(((PosPgRelation *) lfirst(lc))->context);
+	list_free(session->relations);
+	session->relations = NIL;
+}
+
+/*
+ * Compares what a caller asks of a table with the description of it, and
+ * decides the type of its key column.  Returns a list of sentences.
+ */
+List *
+pos_pg_describe_check(PosPgSession *session, PosTable *table)
+{
+	PosPgRelation *relation = pos_pg_relation(session, table->remote);
+	List	   *problems = NIL;
+	char	   *problem = check_table(session, relation, table);
+
+	if (problem != NULL)
+		return list_make1(problem);
+
+	for (int i = 0; i < table->ncolumns; i++)
+	{
+		problem = check_column(session, relation, table, &table->columns[i]);
+		if (problem != NULL)
+			problems = lappend(problems, problem);
+	}
+
+	problem = pos_pg_describe_changes(session, table);
+	if (problem != NULL)
+		problems = lappend(problems, problem);
+
+	return problems;
+}
+
+/*
+ * One position serves all change columns of a described table, so they must
+ * exist, be readable and have one type.  Returns a sentence if they do not,
+ * else NULL.
+ */
+char *
+pos_pg_describe_changes(PosPgSession *session, PosTable *table)
+{
+	PosPgRelation *relation = pos_pg_relation(session, table->remote);
+	PosPgAttribute *first = NULL;
+	char	   *problem = check_table(session, relation, table);
+
+	if (problem != NULL)
+		return problem;
+
+	for (int i = 0; i < table->nchange; i++)
+	{
+		PosPgAttribute *attribute = pos_pg_attribute(relation,
+													 table->change[i]);
+
+		if (attribute == NULL)
+			return psprintf("change column \"%s\" of remote table %s does not exist (table %s)",
+							table->change[i], table->remote, table->local);
+		if (!attribute->readable)
+			return psprintf("permission denied for change column \"%s\" of remote table %s: grant SELECT on it to the user of server \"%s\" (table %s)",
+							table->change[i], table->remote,
+							session->base.server->servername, table->local);
+		if (first == NULL)
+			first = attribute;
+		else if (first->type != attribute->type)
+			return psprintf("change columns \"%s\" and \"%s\" of remote table %s have different types, %s and %s: choose columns of one type (table %s)",
+							first->name, attribute->name, table->remote,
+							first->typename, attribute->typename,
+							table->local);
+	}
+
+	return NULL;
+}
+
+/*
+ * Splits schema.table as the remote would; a name alone is one in public.
+ */
+static void
+split_name(const char *remote, char **schema, char **name)
+{
+	List	   *parts = textToQualifiedNameList(cstring_to_text(remote));
+
+	if (list_length(parts) > 2)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("invalid name of a remote table: %s", remote),
+				 errhint("Write it as schema.table, and quote what needs quotes.")));
+	*schema = list_length(parts) == 2 ? strVal(linitial(parts)) : "public";
+	*name = strVal(llast(parts));
+}
+
+/*
+ * A literal for an array of texts: array_in's syntax inside a quoted literal
+ */
+static char *
+text_array(char **elements, int n)
+{
+	StringInfoData array;
+
+	initStringInfo(&array);
+	appendStringInfoChar(&array, '{');
+	for (int i = 0; i < n; i++)
+	{
+		appendStringInfoString(&array, i > 0 ? ",\"" : "\"");
+		for (char *p = elements[i]; *p; p++)
+		{
+			if (*p == '"' || *p == '\\')
+				appendStringInfoChar(&array, '\\');
+			appendStringInfoChar(&array, *p);
+		}
+		appendStringInfoChar(&array, '"');
+	}
+	appendStringInfoChar(&array, '}');
+
+	return quote_literal_cstr(array.data);
+}
+
+static PosPgRelation *
+make_relation(const char *remote)
+{
+	MemoryContext context = AllocSetContextCreate(CacheMemoryContext,
+												  "possync remote table",
+												  ALLOCSET_SMALL_SIZES);
+	PosPgRelation *relation;
+
+	relation = (PosPgRelation *) MemoryContextAllocZero(context,
+														sizeof(PosPgRelation));
+	relation->context = context;
+	relation->remote = MemoryContextStrdup(context, remote);
+
+	return relation;
+}
+
+/*
+ * Fills a description from rows of the query's result.
+ */
+static void
+fill_relation(PosPgRelation *relation, PGresult *res, int first, int last)
+{
+	char	   *schema;
+	char	   *name;
+
+	relation->nattributes = last - first;
+	relation->exists = relation->nattributes > 0;
+	if (!relation->exists)
+		return;
+
+	/*
+	 * The rows of an ordinary table's inheritance children are not its own;
+	 * those of partitions are.
+	 */
+	split_name(relation->remote, &schema, &name);
+	relation->sql = psprintf("%s%s",
+							 PQgetvalue(res, first, D_RELKIND)[0] == RELKIND_RELATION ?
+							 "ONLY " : "",
+							 quote_qualified_identifier(schema, name));
+	relation->readable = PQgetvalue(res, first, D_USAGE)[0] == 't';
+	relation->attributes = palloc0(sizeof(PosPgAttribute) *
+								   relation->nattributes);
+
+	for (int row = first; row < last; row++)
+	{
+		PosPgAttribute *attribute = &relation->attributes[row - first];
+
+		attribute->name = pstrdup(PQgetvalue(res, row, D_NAME));
+		attribute->typename = pstrdup(PQgetvalue(res, row, D_TYPENAME));
+		attribute->type = (Oid) strtoul(PQgetvalue(res, row, D_TYPE), NULL, 10);
+		attribute->typmod = atoi(PQgetvalue(res, row, D_TYPMOD));
+		attribute->typtype = PQgetvalue(res, row, D_TYPTYPE)[0];
+		attribute->category = PQgetvalue(res, row, D_CATEGORY)[0];
+		attribute->basename = pstrdup(PQgetvalue(res, row, D_BASENAME));
+		attribute->elemtype = PQgetvalue(res, row, D_ELEMTYPE)[0];
+		attribute->notnull = PQgetvalue(res, row, D_NOTNULL)[0] == 't';
+		attribute->readable = PQgetvalue(res, row, D_READABLE)[0] == 't';
+	}
+}
+
+static void
+forget_relation(PosPgSession *session, const char *remote)
+{
+	PosPgRelation *relation = pos_pg_relation(session, remote);
+
+	if (relation == NULL)
+		return;
+	session->relations = list_delete_ptr(session->relations, relation);
+	MemoryContextDelete(relation->context);
+}
+
+static char *
+check_table(PosPgSession *session, PosPgRelation *relation, PosTable *table)
+{
+	const char *server = session->base.server->servername;
+
+	if (!relation->exists)
+		return psprintf("remote table %s does not exist on server \"%s\" (table %s)",
+						table->remote, server, table->local);
+	if (!relation->readable)
+		return psprintf("permission denied for schema of remote table %s: grant USAGE on it to the user of server \"%s\" (table %s)",
+						table->remote, server, table->local);
+
+	return NULL;
+}
+
+static char *
+check_column(PosPgSession *session, PosPgRelation *relation, PosTable *table,
+			 PosColumn *column)
+{
+	PosPgAttribute *attribute = pos_pg_attribute(relation, column->remote);
+
+	if (attribute == NULL)
+		return psprintf("column \"%s\" of remote table %s does not exist (%s)",
+						column->remote, table->remote,
+						field_of(table, column->local));
+	if (!attribute->readable)
+		return psprintf("permission denied for column \"%s\" of remote table %s: grant SELECT on it to the user of server \"%s\" (%s)",
+						column->remote, table->remote,
+						session->base.server->servername,
+						field_of(table, column->local));
+
+	if (column->form == POS_FORM_KEY)
+		column->type = pos_pg_key_type(attribute);
+	else if (column->form == POS_FORM_VALUE &&
+			 !pos_pg_convertible(attribute, column))
+		return psprintf("column \"%s\" of remote table %s has type %s, which cannot be assigned to type %s (%s)",
+						column->remote, table->remote, attribute->typename,
+						format_type_with_typemod(column->type, column->typmod),
+						field_of(table, column->local));
+
+	return NULL;
+}
+
+static char *
+field_of(PosTable *table, const char *local)
+{
+	return psprintf("field \"%s\" of %s", local, table->local);
+}

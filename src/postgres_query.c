@@ -1,0 +1,315 @@
+/*
+ * postgres_query.c
+ *		The SQL that is sent to a remote PostgreSQL.
+ *
+ * Every string is allocated in the current memory context.  Nothing here
+ * leaves a trace in the remote session, so that a pooler may give every
+ * transaction another one.  Names are qualified or quoted; search_path is
+ * pg_catalog in the transaction.
+ *
+ * Positions.  A transaction stamps its rows when it starts and shows them when
+ * it commits, so "changed since" must not go further than the start of the
+ * oldest transaction that may still write.  What may be read of that decides
+ * the cap, see pos_pg_query_clock.  A position is the cap (timestamp with time
+ * zone), the oldest running transaction (xid8), or the greatest value in the
+ * table, for date and timestamp less the server's overlap.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "connection_postgres.h"
+#include "utils/builtins.h"
+
+/*
+ * A transaction's timestamp is taken a moment before others can see that it
+ * runs.  This much, in milliseconds, is granted to that moment.
+ */
+#define UNSEEN_START 250
+
+/*
+ * The remote looks this often, in milliseconds, whether we are still there
+ * while it works for us.  Only Linux can.
+ */
+#define CLIENT_CHECK "5000"
+
+static Oid	change_type(PosPgSession *session, PosTable *table);
+static bool has_position(PosPgSession *session, PosTable *table);
+static void append_changed(StringInfo sql, PosPgRelation *relation,
+						   PosTable *table, const char *since);
+static void append_greatest(StringInfo sql, PosPgRelation *relation,
+							PosTable *table);
+static void append_retry(StringInfo sql, PosTable *table);
+
+/*
+ * The remote's clock, how far it is complete, and its identity if that is not
+ * known yet: three columns of text, one row.  To be run before the snapshot is
+ * taken, in a transaction of its own.
+ *
+ * Where we may see them, the cap is the start of the oldest transaction in the
+ * database.  A statement that has arrived may take its time stamp before its
+ * transaction shows, hence query_start.  pg_prepared_xacts only tells when a
+ * transaction was prepared, not when it started.  A backend with
+ * track_activities off shows nothing, nor does a standby show what runs at its
+ * primary: then nothing younger than the server's overlap counts as complete,
+ * as for users who may not look.  The clock must be read before the list
+ * of transactions: OFFSET 0 keeps the planner from folding it in.
+ */
+char *
+pos_pg_query_clock(PosPgSession *session)
+{
+	return psprintf("SELECT to_char(k.now AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00',"
+					" to_char(coalesce(CASE"
+					" WHEN pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')"
+					" AND NOT pg_is_in_recovery()"
+					" THEN (SELECT CASE WHEN count(*) FILTER (WHERE state = 'disabled') = 0"
+					" THEN least(k.now - interval '%d ms',"
+					" min(coalesce(xact_start, CASE WHEN state = 'active' THEN query_start END)),"
+					" (SELECT min(prepared) FROM pg_prepared_xacts"
+					" WHERE database = current_database()) - interval '%d ms') END"
+					" FROM pg_stat_activity"
+					" WHERE datname = current_database() AND pid <> pg_backend_pid()"
+					" AND backend_type IN ('client backend', 'background worker')) END,"
+					" least(k.now, CASE WHEN pg_is_in_recovery() THEN pg_last_xact_replay_timestamp() END)"
+					" - interval '%d ms')"
+					" AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00', %s"
+					" FROM (SELECT clock_timestamp() AS now OFFSET 0) k",
+					UNSEEN_START, session->options.overlap,
+					session->options.overlap,
+					session->source != NULL ? "NULL" :
+					"(SELECT c.system_identifier::text || '/' || d.oid"
+					" FROM pg_control_system() c, pg_database d"
+					" WHERE d.datname = current_database())");
+}
+
+/*
+ * Settings of the transaction: what text forms depend on, and limits.
+ */
+char *
+pos_pg_query_settings(PosPgSession *session)
+{
+	return psprintf("SELECT set_config('search_path', 'pg_catalog', true),"
+					" set_config('datestyle', 'ISO', true),"
+					" set_config('intervalstyle', 'postgres', true),"
+					" set_config('timezone', 'UTC', true),"
+					" set_config('extra_float_digits', '3', true),"
+					" set_config('bytea_output', 'hex', true),"
+					" set_config('lc_monetary', 'C', true),"
+					" set_config('statement_timeout', '%d', true),"
+					" set_config('lock_timeout', '%d', true)%s",
+					session->options.statement_timeout,
+					session->options.statement_timeout,
+					PQserverVersion(session->conn) < 140000 ? "" :
+					", CASE WHEN version() LIKE '%linux%' THEN"
+					" set_config('client_connection_check_interval', '" CLIENT_CHECK "', true) END");
+}
+
+/*
+ * Whether the remote has to be asked if a table changed: it has change
+ * columns, a position that belongs to this source, and nothing to retry.  A
+ * table that cannot be asked counts as changed; describe then says why.
+ */
+bool
+pos_pg_query_probed(PosPgSession *session, PosTable *table)
+{
+	return table->nretry == 0 && has_position(session, table) &&
+		pos_pg_describe_changes(session, table) == NULL;
+}
+
+/*
+ * A boolean for every table to be probed, in order; NULL if there is none.
+ */
+char *
+pos_pg_query_probe(PosPgSession *session, PosTable **tables, int ntables)
+{
+	StringInfoData sql;
+	bool		any = false;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "SELECT ");
+	for (int i = 0; i < ntables; i++)
+	{
+		PosPgRelation *relation = pos_pg_relation(session, tables[i]->remote);
+
+		if (!pos_pg_query_probed(session, tables[i]))
+			continue;
+		appendStringInfo(&sql, "%sEXISTS (SELECT FROM %s WHERE ",
+						 any ? ", " : "", relation->sql);
+		append_changed(&sql, relation, tables[i],
+					   quote_literal_cstr(tables[i]->position));
+		appendStringInfoChar(&sql, ')');
+		any = true;
+	}
+
+	return any ? sql.data : NULL;
+}
+
+/*
+ * For every table with change columns the position after this read, as text,
+ * and whether the table has no row at or after it; NULL if there is none.
+ */
+char *
+pos_pg_query_positions(PosPgSession *session, PosTable **tables, int ntables)
+{
+	const char *separator = "";
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "SELECT ");
+	for (int i = 0; i < ntables; i++)
+	{
+		PosTable   *table = tables[i];
+		PosPgRelation *relation = pos_pg_relation(session, table->remote);
+		Oid			type = change_type(session, table);
+		const char *cap = NULL;
+
+		if (!OidIsValid(type))
+			continue;
+		appendStringInfoString(&sql, separator);
+		separator = ", ";
+
+		if (type == TIMESTAMPTZOID)
+			cap = quote_literal_cstr(session->cap);
+		else if (type == XID8OID)
+			cap = "pg_snapshot_xmin(pg_current_snapshot())";
+
+		if (cap != NULL)
+		{
+			appendStringInfo(&sql, "%s::text, NOT EXISTS (SELECT FROM %s WHERE ",
+							 cap, relation->sql);
+			append_changed(&sql, relation, table, cap);
+			appendStringInfoChar(&sql, ')');
+		}
+		else
+		{
+			bool		dated = type == TIMESTAMPOID || type == DATEOID;
+
+			appendStringInfoChar(&sql, '(');
+			append_greatest(&sql, relation, table);
+			if (dated)
+				appendStringInfo(&sql, " - interval '%d ms')::%s",
+								 session->options.overlap,
+								 type == DATEOID ? "date" : "timestamp");
+			else
+				appendStringInfoChar(&sql, ')');
+			appendStringInfoString(&sql, "::text, false");
+		}
+	}
+
+	return separator[0] != '\0' ? sql.data : NULL;
+}
+
+/*
+ * The rows of a table that a read has to see.
+ */
+char *
+pos_pg_query_rows(PosPgSession *session, PosTable *table, PosPgPlan *plan)
+{
+	PosPgRelation *relation = pos_pg_relation(session, table->remote);
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "COPY (SELECT ");
+	for (int i = 0; i < table->ncolumns; i++)
+		appendStringInfo(&sql, "%s%s%s", i > 0 ? ", " : "",
+						 quote_identifier(table->columns[i].remote),
+						 pos_pg_plan_as_text(plan, i) ? "::text" : "");
+	appendStringInfo(&sql, " FROM %s", relation->sql);
+	if (has_position(session, table))
+	{
+		appendStringInfoString(&sql, " WHERE ");
+		append_changed(&sql, relation, table,
+					   quote_literal_cstr(table->position));
+		if (table->nretry > 0)
+			append_retry(&sql, table);
+	}
+	appendStringInfoString(&sql, ") TO STDOUT (FORMAT binary)");
+
+	return sql.data;
+}
+
+/*
+ * The type of a table's change columns, InvalidOid if it has none.
+ */
+static Oid
+change_type(PosPgSession *session, PosTable *table)
+{
+	PosPgRelation *relation = pos_pg_relation(session, table->remote);
+
+	return table->nchange == 0 ? InvalidOid :
+		pos_pg_attribute(relation, table->change[0])->type;
+}
+
+static bool
+has_position(PosPgSession *session, PosTable *table)
+{
+	return table->nchange > 0 && table->position != NULL &&
+		table->source != NULL && session->source != NULL &&
+		strcmp(table->source, session->source) == 0;
+}
+
+/*
+ * Appends the condition that a row changed at or after a position.  A row
+ * whose change columns are all null never tells, so it always counts.
+ */
+static void
+append_changed(StringInfo sql, PosPgRelation *relation, PosTable *table,
+			   const char *since)
+{
+	bool		notnull = false;
+
+	appendStringInfoChar(sql, '(');
+	for (int i = 0; i < table->nchange; i++)
+	{
+		appendStringInfo(sql, "%s%s >= %s", i > 0 ? " OR " : "",
+						 quote_identifier(table->change[i]), since);
+		if (pos_pg_attribute(relation, table->change[i])->notnull)
+			notnull = true;
+	}
+	if (!notnull)
+	{
+		appendStringInfoString(sql, " OR (");
+		for (int i = 0; i < table->nchange; i++)
+			appendStringInfo(sql, "%s%s IS NULL", i > 0 ? " AND " : "",
+							 quote_identifier(table->change[i]));
+		appendStringInfoChar(sql, ')');
+	}
+	appendStringInfoChar(sql, ')');
+}
+
+/*
+ * Appends the greatest value of the change columns.  ORDER BY serves every
+ * type that has an order and uses an index as max() does.
+ */
+static void
+append_greatest(StringInfo sql, PosPgRelation *relation, PosTable *table)
+{
+	appendStringInfoString(sql, "greatest(");
+	for (int i = 0; i < table->nchange; i++)
+	{
+		const char *column = quote_identifier(table->change[i]);
+
+		appendStringInfo(sql, "%s(SELECT %s FROM %s WHERE %s IS NOT NULL"
+						 " ORDER BY %s DESC LIMIT 1)", i > 0 ? ", " : "",
+						 column, relation->sql, column, column);
+	}
+	appendStringInfoChar(sql, ')');
+}
+
+static void
+append_retry(StringInfo sql, PosTable *table)
+{
+	appendStringInfoString(sql, " OR (");
+	for (int i = 0; i < table->nkey; i++)
+		appendStringInfo(sql, "%s%s", i > 0 ? ", " : "",
+						 quote_identifier(table->columns[i].remote));
+	appendStringInfoString(sql, ") IN (");
+	for (int i = 0; i < table->nretry; i++)
+	{
+		appendStringInfoString(sql, i > 0 ? ", (" : "(");
+		for (int j = 0; j < table->nkey; j++)
+			appendStringInfo(sql, "%s%s", j > 0 ? ", " : "",
+							 quote_literal_cstr(table->retry[i * table->nkey + j]));
+		appendStringInfoChar(sql, ')');
+	}
+	appendStringInfoChar(sql, ')');
+}
