@@ -27,9 +27,9 @@ DATA = $(wildcard sql/possync--*.sql)
 OBJS = $(sort $(patsubst %.c,%.o,$(wildcard src/*.c)))
 PGFILEDESC = "possync - keeps many small databases in step with a master"
 
-REGRESS = $(sort $(patsubst test/sql/%.sql,%,$(wildcard test/sql/*.sql)))
+REGRESS := $(sort $(patsubst test/sql/%.sql,%,$(wildcard test/sql/*.sql)))
 REGRESS_OPTS = --inputdir=test
-ISOLATION = $(sort $(patsubst test/specs/%.spec,%,$(wildcard test/specs/*.spec)))
+ISOLATION := $(sort $(patsubst test/specs/%.spec,%,$(wildcard test/specs/*.spec)))
 ISOLATION_OPTS = --inputdir=test --load-extension=possync
 EXTRA_CLEAN = $(wildcard src/*.d) .built-for results output_iso \
 	regression.diffs regression.out
