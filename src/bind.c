@@ -54,10 +54,13 @@ has_match_field(PosModel *model)
 
 /* Makes ready for the defaults of key columns that are made here. */
 static void
-prepare_key(PosModel *model)
+prepare_key(PosRun *run, PosModel *model)
 {
+	MemoryContext old;
+
 	if (model->econtext != NULL)
 		return;
+	old = MemoryContextSwitchTo(run->context);
 	model->econtext = CreateStandaloneExprContext();
 	for (int i = 0; i < model->nkey; i++)
 	{
@@ -75,6 +78,7 @@ prepare_key(PosModel *model)
 		field->key_default = ExecInitExpr(expression_planner((Expr *) expression),
 										  NULL);
 	}
+	MemoryContextSwitchTo(old);
 }
 
 /* Gives a row to be created its local key. */
@@ -103,7 +107,7 @@ create(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 	model->counts.created++;
 	if (!run->dry)
 	{
-		prepare_key(model);
+		prepare_key(run, model);
 		make_key(model, values, nulls);
 	}
 	pos_translation_add(run, model, values[POS_STAGE_REMOTE],

@@ -14,6 +14,7 @@
 #include "parser/parse_relation.h"
 #endif
 #include "utils/acl.h"
+#include "utils/rel.h"
 
 /*
  * Gives an executor state a range table of one relation, into which rows are

@@ -129,7 +129,7 @@ Datum
 pos_history_record(PosRun *run, const char *model, TimestampTz started,
 				   ErrorData *error)
 {
-	static const Oid types[] = {
+	static Oid types[] = {
 		INT4OID, TEXTOID, NAMEOID, TEXTOID, TEXTOID, TIMESTAMPTZOID,
 		TIMESTAMPTZOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID,
 		INT8OID, TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
@@ -183,7 +183,7 @@ pos_history_record(PosRun *run, const char *model, TimestampTz started,
 							   " position, models, error, sqlstate,"
 							   " error_detail, error_hint, error_context)"
 							   " OVERRIDING SYSTEM VALUE %s RETURNING *", list),
-					  21, unconstify(Oid *, types), values, nulls);
+					  21, types, values, nulls);
 	tuple = SPI_tuptable->vals[0];
 	return PointerGetDatum(SPI_returntuple(tuple,
 										   CreateTupleDescCopy(SPI_tuptable->tupdesc)));

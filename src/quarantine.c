@@ -179,22 +179,13 @@ remove_solved(PosModel *model)
 					  1, types, values, NULL);
 }
 
-/* Brings the table up to date with what the run left out. */
-void
-pos_quarantine_store(PosRun *run)
+/* Stores what was left out and does not stand there in the same words. */
+static void
+store_rejects(PosRun *run)
 {
 	Oid			types[] = {INT4OID};
 	Datum		values[] = {Int32GetDatum(run->id)};
-	ListCell   *lc;
 
-	if (run->dry)
-		return;
-	pos_rowset_publish(rejects(run));
-	foreach(lc, run->tree->models)
-		if (((PosModel *) lfirst(lc))->table.nretry > 0)
-			remove_solved(lfirst(lc));
-	if (pos_rowset_count(run->rejects) == 0)
-		return;
 	pos_store_execute("INSERT INTO @.synchronize_quarantine AS q"
 					  " (model, remote_key, reason, message, candidates,"
 					  " row_image, run)"
@@ -213,4 +204,26 @@ pos_quarantine_store(PosRun *run)
 					  " candidates = EXCLUDED.candidates,"
 					  " row_image = EXCLUDED.row_image, run = EXCLUDED.run",
 					  1, types, values, NULL);
+}
+
+/* Brings the table up to date with what the run left out. */
+void
+pos_quarantine_store(PosRun *run)
+{
+	ListCell   *lc;
+
+	pos_rowset_publish(rejects(run));
+	foreach(lc, run->tree->models)
+		if (((PosModel *) lfirst(lc))->table.nretry > 0)
+			remove_solved(lfirst(lc));
+	if (pos_rowset_count(run->rejects) > 0)
+		store_rejects(run);
+}
+
+/* Frees what was gathered. */
+void
+pos_quarantine_close(PosRun *run)
+{
+	pos_rowset_free(run->rejects);
+	run->rejects = NULL;
 }

@@ -75,6 +75,7 @@ pos_rowset_count(PosRowset *rowset)
 void
 pos_rowset_rewind(PosRowset *rowset)
 {
+	tuplestore_select_read_pointer(rowset->store, 0);
 	tuplestore_rescan(rowset->store);
 }
 
@@ -86,6 +87,9 @@ bool
 pos_rowset_next(PosRowset *rowset, Datum **values, bool **nulls)
 {
 	CHECK_FOR_INTERRUPTS();
+
+	/* statements that scan the rows have read pointers of their own */
+	tuplestore_select_read_pointer(rowset->store, 0);
 	if (!tuplestore_gettupleslot(rowset->store, true, false, rowset->slot))
 		return false;
 	slot_getallattrs(rowset->slot);

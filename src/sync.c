@@ -185,10 +185,15 @@ pos_sync_pull(PosRun *run)
 		run->connection->ops->request(run->connection, tables, ntables);
 		foreach(lc, run->tree->components)
 			synchronize_component(run, lfirst(lc));
+		foreach(lc, run->tree->models)
+			pos_write_close(lfirst(lc));
 		pos_translation_close(run);
-		pos_quarantine_store(run);
 		if (!run->dry)
+		{
+			pos_quarantine_store(run);
 			pos_history_positions(run);
+		}
+		pos_quarantine_close(run);
 	}
 	run->received = run->connection->ops->received(run->connection);
 	run->connection->ops->finish(run->connection);

@@ -90,6 +90,7 @@ extern void pos_write_compare(PosRun *run, PosModel *model);
 extern void pos_write_create(PosRun *run, PosModel *model, Datum *values,
 							 bool *nulls);
 extern void pos_write_flush(PosRun *run, PosComponent *component);
+extern void pos_write_close(PosModel *model);
 
 /* in quarantine.c */
 extern void pos_quarantine_retry(PosRun *run, PosModel *model);
@@ -99,6 +100,7 @@ extern void pos_quarantine_reject(PosRun *run, PosModel *model, Datum remote,
 extern void pos_quarantine_missing(PosRun *run, PosModel *model,
 								   Datum remote);
 extern void pos_quarantine_store(PosRun *run);
+extern void pos_quarantine_close(PosRun *run);
 
 /* in history.c */
 extern int32 pos_history_next_id(void);

@@ -183,13 +183,16 @@ pos_translation_prepare(PosRun *run, PosModel *model)
 {
 	PosTranslations *t = run->translations;
 	Lookup	   *lookup = model->remote_int ? &t->remote : &t->remote_text;
+	IndexScanDesc scan;
 
 	model->translations = translation_create(t->context, 64, model);
+	scan = index_beginscan(t->rel, lookup->index, SnapshotSelf, 1, 0);
 	lookup->keys[0].sk_argument = Int16GetDatum(model->id);
-	index_rescan(lookup->scan, lookup->keys, 1, NULL, 0);
-	model->has_translations = index_getnext_slot(lookup->scan,
-												 ForwardScanDirection, t->slot);
+	index_rescan(scan, lookup->keys, 1, NULL, 0);
+	model->has_translations = index_getnext_slot(scan, ForwardScanDirection,
+												 t->slot);
 	ExecClearTuple(t->slot);
+	index_endscan(scan);
 }
 
 static Datum
@@ -323,7 +326,12 @@ pos_translation_add(PosRun *run, PosModel *model, Datum remote, Datum local,
 	nulls[COL_LOCAL_TEXT] = model->local_int;
 
 	if (t->bulk == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(run->context);
+
 		t->bulk = pos_bulk_open(t->rel, 0, NULL);
+		MemoryContextSwitchTo(old);
+	}
 	if (pos_bulk_put(t->bulk, values, nulls))
 		pos_bulk_flush(t->bulk);
 	remember(run, model, remote, local, created ? KNOWN_CREATED : 0);

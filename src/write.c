@@ -589,6 +589,22 @@ flush_inserts(PosRun *run, PosComponent *component)
 		run_inserts(run, models);
 }
 
+/* Frees what writing a model needed. */
+void
+pos_write_close(PosModel *model)
+{
+	PosWriter  *writer = model->writer;
+
+	if (writer == NULL)
+		return;
+	if (writer->bulk != NULL)
+		pos_bulk_close(writer->bulk);
+	pos_rowset_free(writer->inserts);
+	pos_rowset_free(writer->updates);
+	table_close(writer->rel, NoLock);
+	model->writer = NULL;
+}
+
 /* Writes all rows taken so far for the models of a component. */
 void
 pos_write_flush(PosRun *run, PosComponent *component)
