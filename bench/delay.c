@@ -12,9 +12,9 @@
  *
  * Round trips are counted: a client that sends after the server has answered
  * begins a new one, so whatever is sent without waiting costs one.  On SIGUSR1
- * the totals are written to standard output; SIGTERM and SIGINT end it.  With
- * LISTEN-PORT 0 the system chooses the port; the first line of output names
- * it.
+ * the totals are written to standard output; SIGTERM, SIGINT and the end of
+ * the process that started it end it.  With LISTEN-PORT 0 the system chooses
+ * the port; the first line of output names it.
  */
 #define _GNU_SOURCE
 
@@ -32,6 +32,7 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 
 #define MAX_LINKS	64
@@ -403,6 +404,7 @@ main(int argc, char **argv)
 	sigaction(SIGTERM, &action, NULL);
 	sigaction(SIGINT, &action, NULL);
 	sigaction(SIGUSR1, &action, NULL);
+	prctl(PR_SET_PDEATHSIG, SIGTERM);
 
 	listener = listen_on(atoi(argv[1]));
 	serve(listener, &unblocked);
