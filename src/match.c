@@ -84,6 +84,9 @@ open_pairs(PosModel *model, PosRowset *rows, const char *name)
 {
 	StringInfoData keys;
 	StringInfoData sql;
+	Bitmapset  *columns = NULL;
+	PosCursor  *pairs;
+	int			nestlevel;
 	ListCell   *lc;
 
 	initStringInfo(&keys);
@@ -101,7 +104,13 @@ open_pairs(PosModel *model, PosRowset *rows, const char *name)
 	}
 	appendStringInfoString(&sql, ") p ORDER BY n");
 	pos_rowset_publish(rows);
-	return pos_sql_open(sql.data);
+	for (int i = 0; i < model->nwritten; i++)
+		if (model->written[i]->match)
+			columns = bms_add_member(columns, model->written[i]->attnum);
+	nestlevel = pos_sql_plan_join(model->rel, columns, pos_rowset_count(rows));
+	pairs = pos_sql_open(sql.data);
+	pos_sql_planned(nestlevel);
+	return pairs;
 }
 
 /*

@@ -10,15 +10,24 @@
  */
 #include "possync.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_operator.h"
 #include "executor/spi.h"
 #include "model.h"
+#include "optimizer/plancat.h"
 #include "sql.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/rel.h"
 #include "utils/syscache.h"
 #include "utils/typcache.h"
+
+/* A row found by an index costs as much as this many rows read in order */
+#define LOOKUP_COST 10
 
 /*
  * Returns the equality operator of a field's type as SQL.  Errors if the type
@@ -68,23 +77,65 @@ pos_sql_execute(const char *sql, int nargs, Oid *types, Datum *values)
 	return SPI_processed;
 }
 
-/* As pos_sql_execute, for a statement without parameters that is kept. */
-uint64
-pos_sql_execute_plan(SPIPlanPtr *plan, const char *sql)
+/* Whether some index can find a row by the given columns alone. */
+static bool
+has_index(Relation rel, Bitmapset *columns)
 {
-	MemoryContext context = CurrentMemoryContext;
-	int			rc;
+	List	   *indexes = RelationGetIndexList(rel);
+	bool		found = false;
+	ListCell   *lc;
 
-	if (*plan == NULL)
-		*plan = SPI_prepare(sql, 0, NULL);
-	if (*plan == NULL)
-		elog(ERROR, "SPI_prepare failed: %s",
-			 SPI_result_code_string(SPI_result));
-	rc = SPI_execute_plan(*plan, NULL, NULL, false, 0);
-	if (rc < 0)
-		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(rc));
-	MemoryContextSwitchTo(context);
-	return SPI_processed;
+	foreach(lc, indexes)
+	{
+		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
+		Form_pg_index form = index->rd_index;
+		bool		usable = form->indisvalid &&
+			index->rd_rel->relam == BTREE_AM_OID &&
+			RelationGetIndexPredicate(index) == NIL;
+
+		for (int i = 0; i < form->indnkeyatts && usable; i++)
+			usable = bms_is_member(form->indkey.values[i], columns);
+		found = found || usable;
+		index_close(index, NoLock);
+	}
+	list_free(indexes);
+	return found;
+}
+
+/*
+ * Before a join of some rows with a table by the given columns (a set of
+ * attribute numbers): if it is better done by index look-ups, makes the planner
+ * see it so, whose statistics may be missing and whose cost of a random page
+ * is that of a disk with a moving arm.  Returns what is to be passed to
+ * pos_sql_planned after planning.
+ */
+int
+pos_sql_plan_join(Relation rel, Bitmapset *columns, int64 rows)
+{
+	static const char *const others[] = {
+		"enable_hashjoin", "enable_mergejoin", "enable_seqscan"
+	};
+	int			nestlevel = NewGUCNestLevel();
+	BlockNumber pages;
+	double		tuples;
+	double		visible;
+
+	if (rel->rd_rel->relkind != RELKIND_RELATION)
+		return nestlevel;
+	estimate_rel_size(rel, NULL, &pages, &tuples, &visible);
+	if (rows * LOOKUP_COST > tuples || !has_index(rel, columns))
+		return nestlevel;
+	for (int i = 0; i < lengthof(others); i++)
+		(void) set_config_option(others[i], "off", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	return nestlevel;
+}
+
+/* Takes back what pos_sql_plan_join did. */
+void
+pos_sql_planned(int nestlevel)
+{
+	AtEOXact_GUC(true, nestlevel);
 }
 
 /* Opens the rows of a query, to be read by pos_sql_next. */

@@ -23,7 +23,8 @@ typedef struct PosCursor
 extern char *pos_sql_equality(PosField *field);
 extern uint64 pos_sql_execute(const char *sql, int nargs, Oid *types,
 							  Datum *values);
-extern uint64 pos_sql_execute_plan(SPIPlanPtr *plan, const char *sql);
+extern int	pos_sql_plan_join(Relation rel, Bitmapset *columns, int64 rows);
+extern void pos_sql_planned(int nestlevel);
 extern PosCursor *pos_sql_open(const char *sql);
 extern HeapTuple pos_sql_peek(PosCursor *cursor, TupleDesc *desc);
 extern void pos_sql_take(PosCursor *cursor);

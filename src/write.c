@@ -47,7 +47,6 @@ struct PosWriter
 	PosBulk    *bulk;			/* NULL: new rows go through inserts */
 	PosRowset  *inserts;
 	PosRowset  *updates;
-	SPIPlanPtr	update_plan;
 };
 
 /* The keys of rows that are locked, or are to be */
@@ -284,6 +283,16 @@ append_insert(StringInfo sql, PosModel *model)
 	appendStringInfo(sql, " FROM possync_insert_%d r", model->id);
 }
 
+static Bitmapset *
+key_columns(PosModel *model)
+{
+	Bitmapset  *columns = NULL;
+
+	for (int i = 0; i < model->nkey; i++)
+		columns = bms_add_member(columns, model->key[i]->attnum);
+	return columns;
+}
+
 /* Appends the comparison of the key of t with that of r. */
 static void
 append_key_join(StringInfo sql, PosModel *model)
@@ -433,11 +442,14 @@ run_updates(PosModel *model, PosWriter *writer)
 {
 	int64		n = pos_rowset_count(writer->updates);
 	int64		done;
+	int			nestlevel;
 
 	if (n == 0)
 		return;
 	pos_rowset_publish(writer->updates);
-	done = pos_sql_execute_plan(&writer->update_plan, update_statement(model));
+	nestlevel = pos_sql_plan_join(model->rel, key_columns(model), n);
+	done = pos_sql_execute(update_statement(model), 0, NULL, NULL);
+	pos_sql_planned(nestlevel);
 	model->counts.updated += done;
 	if (done < n)
 	{
@@ -516,13 +528,17 @@ pos_write_compare(PosRun *run, PosModel *model)
 	HeapTuple	tuple;
 	TupleDesc	desc;
 	int64		position = 0;
+	int			nestlevel;
 	Datum	   *values;
 	bool	   *nulls;
 
 	if (pos_rowset_count(model->known) == 0)
 		return;
 	pos_rowset_publish(model->known);
+	nestlevel = pos_sql_plan_join(model->rel, key_columns(model),
+								  pos_rowset_count(model->known));
 	differences = open_differences(model);
+	pos_sql_planned(nestlevel);
 	pos_rowset_rewind(model->known);
 	model->counts.unchanged += pos_rowset_count(model->known);
 	while ((tuple = pos_sql_peek(differences, &desc)) != NULL)
