@@ -11,7 +11,7 @@
  * Two shops share business keys (codes, symbols, barcodes): the smaller one
  * has the first of the products of the larger one, with what they need.  Their
  * primary keys have nothing in common but the type, as rows go in in an order
- * that depends on first_key.
+ * that depends on first_key.  Rows were changed last at some time of the past.
  */
 \set ON_ERROR_STOP on
 \if :{?products}
@@ -123,12 +123,15 @@ CREATE FUNCTION pg_temp.shuffled(text) RETURNS text
 AS $$ SELECT md5($1 || current_setting('shop.seed')) $$ LANGUAGE sql;
 SET LOCAL shop.seed = :first_key;
 
+CREATE FUNCTION pg_temp.stamp(seconds bigint) RETURNS timestamptz
+AS $$ SELECT timestamptz '2025-01-01 08:00+00' + seconds * interval '1 second' $$ LANGUAGE sql;
+
 INSERT INTO unit_category (name)
 SELECT name FROM unnest('{pieces,weight,volume}'::text[]) name
 ORDER BY pg_temp.shuffled(name);
 
-INSERT INTO unit (category, symbol, name, factor)
-SELECT c.id, u.symbol, u.name, u.factor
+INSERT INTO unit (category, symbol, name, factor, updated_at)
+SELECT c.id, u.symbol, u.name, u.factor, pg_temp.stamp(0)
 FROM (VALUES ('pieces', 'pc', 'piece', 1), ('pieces', 'doz', 'dozen', 12),
 			 ('pieces', 'box', 'box of 100', 100),
 			 ('weight', 'g', 'gram', 0.001), ('weight', 'kg', 'kilogram', 1),
@@ -165,13 +168,14 @@ SELECT t, 'T' || lpad(t::text, 6, '0') AS code,
 FROM generate_series(1, (SELECT max(template) FROM item)) t;
 
 /* Only categories that are used, and those above; parents are set afterwards. */
-INSERT INTO category (code, name)
+INSERT INTO category (code, name, updated_at)
 SELECT DISTINCT ON (pg_temp.shuffled(code), code) code,
 	CASE length(code)
 		WHEN 2 THEN 'Department ' || substr(code, 2)
 		WHEN 4 THEN 'Group ' || substr(code, 2)
 		ELSE 'Shelf ' || substr(code, 2)
-	END
+	END,
+	pg_temp.stamp(length(code))
 FROM (SELECT DISTINCT substr(category, 1, n) AS code FROM kind, unnest('{2,4,6}'::int[]) n) c
 ORDER BY pg_temp.shuffled(code), code;
 
@@ -179,9 +183,11 @@ UPDATE category c SET parent = p.id
 FROM category p
 WHERE length(c.code) > 2 AND p.code = left(c.code, -2);
 
-INSERT INTO template (code, name, category, tax, sale_unit, purchase_unit, list_price, attributes)
+INSERT INTO template (code, name, category, tax, sale_unit, purchase_unit, list_price, attributes,
+	updated_at)
 SELECT k.code, k.name, c.id, x.id, s.id, p.id, 0.99 + k.t % 97,
-	jsonb_build_object('shelf life', k.t % 365, 'labels', to_jsonb(regexp_split_to_array(k.name, ' ')))
+	jsonb_build_object('shelf life', k.t % 365, 'labels', to_jsonb(regexp_split_to_array(k.name, ' '))),
+	pg_temp.stamp(k.t * 25)
 FROM kind k
 JOIN category c ON c.code = k.category
 JOIN tax x ON x.code = k.tax
@@ -189,30 +195,32 @@ JOIN unit s ON s.symbol = k.sale_unit
 LEFT JOIN unit p ON p.symbol = k.purchase_unit
 ORDER BY pg_temp.shuffled(k.code);
 
-INSERT INTO product (template, sku, variant, cost_price)
-SELECT t.id, i.sku, i.variant, round((0.99 + i.template % 97) * 0.6 + i.i % 7 * 0.0125, 4)
+INSERT INTO product (template, sku, variant, cost_price, updated_at)
+SELECT t.id, i.sku, i.variant, round((0.99 + i.template % 97) * 0.6 + i.i % 7 * 0.0125, 4),
+	pg_temp.stamp(i.i * 10)
 FROM item i
 JOIN kind k ON k.t = i.template
 JOIN template t ON t.code = k.code
 ORDER BY pg_temp.shuffled(i.sku);
 
 /* One barcode, every fifth product has a second one: EAN-13 with its digit */
-INSERT INTO barcode (product, code)
+INSERT INTO barcode (product, code, updated_at)
 SELECT p.id, b.digits || (10 - (
 		SELECT sum(substr(b.digits, n, 1)::int * (CASE WHEN n % 2 = 0 THEN 3 ELSE 1 END))
-		FROM generate_series(1, 12) n) % 10) % 10
+		FROM generate_series(1, 12) n) % 10) % 10,
+	p.updated_at
 FROM (SELECT sku, (400000000000 + i * 10 + n)::text AS digits
 	  FROM item, generate_series(0, CASE WHEN i % 5 = 0 THEN 1 ELSE 0 END) n) b
 JOIN product p USING (sku)
 ORDER BY pg_temp.shuffled(b.digits);
 
-INSERT INTO price_list (name, currency)
-SELECT * FROM (VALUES ('retail', 'EUR'), ('wholesale', 'EUR'), ('staff', 'EUR')) l(name, currency)
+INSERT INTO price_list (name, currency, updated_at)
+SELECT *, pg_temp.stamp(0) FROM (VALUES ('retail', 'EUR'), ('wholesale', 'EUR'), ('staff', 'EUR')) l(name, currency)
 ORDER BY pg_temp.shuffled(name);
 
 /* Everybody gets retail prices, the others are for some products */
-INSERT INTO price_line (price_list, product, quantity, price)
-SELECT l.id, p.id, w.quantity, round(p.cost_price * w.factor, 2)
+INSERT INTO price_line (price_list, product, quantity, price, updated_at)
+SELECT l.id, p.id, w.quantity, round(p.cost_price * w.factor, 2), p.updated_at
 FROM item i
 JOIN product p USING (sku)
 JOIN (VALUES ('retail', 1, 1.6667, 1), ('wholesale', 10, 1.3, 4), ('staff', 1, 1.1, 5))

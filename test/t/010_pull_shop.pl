@@ -58,9 +58,14 @@ EOC
 is(pull('product'), 'ok|1|0|2|0', 'one new row, two changed ones');
 is_same($master, $till, $catalogue, 'both say the same again');
 
+pull('product');
+cmp_ok($till->safe_psql('postgres', "SELECT rows_read FROM possync_pull('product')"),
+	'<', 20, 'only recent changes and tables without a change column are read again');
+
 $proxy->down;
-my ($status, $out, $err) = $till->psql('postgres', "SELECT status, error FROM possync_pull('product')");
-like($out, qr/^failed\|.*refused/s, 'head office out of reach');
+my ($status, $out, $err) = $till->psql('postgres',
+	"SELECT status, error, error_detail FROM possync_pull('product')");
+like($out, qr/^failed\|could not connect.*refused/s, 'head office out of reach');
 $proxy->pass;
 is(pull('product'), 'ok|0|0|0|0', 'and back');
 
