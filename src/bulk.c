@@ -128,7 +128,7 @@ pos_bulk_open(Relation rel, int ncolumns, AttrNumber *columns)
 	pos_compat_init_range_table(bulk->estate, rel);
 	bulk->target = makeNode(ResultRelInfo);
 	ExecInitResultRelation(bulk->estate, bulk->target, 1);
-	CheckValidResultRel(bulk->target, CMD_INSERT);
+	pos_compat_check_insert(bulk->target);
 	ExecOpenIndices(bulk->target, false);
 	prepare_defaults(bulk);
 	MemoryContextSwitchTo(old);

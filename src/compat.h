@@ -44,6 +44,17 @@ pos_compat_init_range_table(EState *estate, Relation rel)
 #endif
 }
 
+/* Errors if rows cannot be inserted into a table at all */
+static inline void
+pos_compat_check_insert(ResultRelInfo *target)
+{
+#if PG_VERSION_NUM >= 170000
+	CheckValidResultRel(target, CMD_INSERT, NIL);
+#else
+	CheckValidResultRel(target, CMD_INSERT);
+#endif
+}
+
 /* Enters a new row into all indexes; returns those to be checked again. */
 static inline List *
 pos_compat_insert_index_tuples(ResultRelInfo *target, TupleTableSlot *slot,

@@ -68,7 +68,7 @@ pos_history_positions(PosRun *run)
 
 /* Returns counts, time and position of every model, as the text of JSON. */
 static char *
-models_json(PosRun *run, PosCounts *total)
+models_json(PosRun *run, bool failed, PosCounts *total)
 {
 	StringInfoData buf;
 	ListCell   *lc;
@@ -82,6 +82,10 @@ models_json(PosRun *run, PosCounts *total)
 			PosModel   *model = lfirst(lc);
 			PosCounts  *c = &model->counts;
 
+			/* what a failed run had done is undone */
+			if (failed)
+				c->created = c->matched = c->updated = c->unchanged =
+					c->left_out = 0;
 			total->read += c->read;
 			total->created += c->created;
 			total->matched += c->matched;
@@ -145,7 +149,7 @@ pos_history_record(PosRun *run, const char *model, TimestampTz started,
 	Datum		values[21] = {0};
 	char		nulls[22];
 	PosCounts	total;
-	char	   *models = models_json(run, &total);
+	char	   *models = models_json(run, error != NULL, &total);
 	HeapTuple	tuple;
 
 	memset(nulls, ' ', sizeof(nulls));

@@ -15,14 +15,18 @@
  */
 #include "possync.h"
 
+#include "access/htup_details.h"
 #include "access/table.h"
+#include "catalog/partition.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_constraint.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "model.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 
 /* How far a foreign key to a foreign key is followed */
 #define MAX_CHAIN 32
@@ -50,13 +54,6 @@ find_field(PosModel *model, AttrNumber attnum)
 		if (model->fields[i].attnum == attnum)
 			return &model->fields[i];
 	return NULL;
-}
-
-/* Whether a field's value comes from the remote. */
-static bool
-is_transferred(PosField *field)
-{
-	return field != NULL && field->copy;
 }
 
 /* Completes a model's fields by what the catalog says of their columns. */
@@ -99,16 +96,54 @@ open_model(PosModel *model)
 }
 
 /*
- * Whether a foreign key takes part: all its columns are transferred, and it is
- * not the shadow of another one that refers to a partitioned table.
+ * Whether a foreign key takes part: some of its columns are transferred, and
+ * the others have a fixed value here.
  */
 static bool
 takes_part(PosModel *model, ForeignKeyCacheInfo *fk)
 {
+	bool		any = false;
+
 	for (int i = 0; i < fk->nkeys; i++)
-		if (!is_transferred(find_field(model, fk->conkey[i])))
+	{
+		PosField   *field = find_field(model, fk->conkey[i]);
+
+		if (field == NULL || !(field->copy || field->fixed != NULL))
 			return false;
-	return true;
+		any = any || field->copy;
+	}
+	return any;
+}
+
+/*
+ * Whether a foreign key is the shadow that one to a partitioned table has for
+ * every partition.
+ */
+static bool
+is_shadow(ForeignKeyCacheInfo *fk)
+{
+	HeapTuple	tuple = SearchSysCache1(CONSTROID,
+										ObjectIdGetDatum(fk->conoid));
+	bool		result;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	result = OidIsValid(((Form_pg_constraint) GETSTRUCT(tuple))->conparentid);
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+/*
+ * Returns the model that a foreign key refers to, or NULL.  A partition stands
+ * for the table that it is a part of.
+ */
+static PosModel *
+referenced_model(List *models, ForeignKeyCacheInfo *fk)
+{
+	if (get_rel_relispartition(fk->confrelid))
+		return is_shadow(fk) ? NULL :
+			pos_tree_find(models, llast_oid(get_partition_ancestors(fk->confrelid)));
+	return pos_tree_find(models, fk->confrelid);
 }
 
 /* Returns the part of the model's key that a column is, or -1. */
@@ -141,7 +176,7 @@ add_reference(PosModel *model, PosModel *parent, Oid constraint,
 	{
 		reference->fields[i] = find_field(model, columns[i]);
 		reference->parts[i] = key_part(parent, referenced[i]);
-		if (reference->fields[i]->supplier == NULL)
+		if (reference->fields[i]->copy && reference->fields[i]->supplier == NULL)
 			reference->fields[i]->supplier = reference;
 	}
 	model->references = lappend(model->references, reference);
@@ -168,7 +203,7 @@ follow_column(List *models, PosModel *model, AttrNumber column,
 	foreach(lc, RelationGetFKeyList(parent->rel))
 	{
 		ForeignKeyCacheInfo *fk = lfirst(lc);
-		PosModel   *next = pos_tree_find(models, fk->confrelid);
+		PosModel   *next = referenced_model(models, fk);
 
 		if (next == NULL || next == parent || !takes_part(parent, fk))
 			continue;
@@ -215,7 +250,7 @@ find_references(List *models, PosModel *model)
 		foreach(lc, fks)
 		{
 			ForeignKeyCacheInfo *fk = lfirst(lc);
-			PosModel   *parent = pos_tree_find(models, fk->confrelid);
+			PosModel   *parent = referenced_model(models, fk);
 
 			if (fk->nkeys != nkeys || parent == NULL || !takes_part(model, fk))
 				continue;
@@ -380,8 +415,8 @@ check_foreign_keys(PosTree *tree, PosModel *model, List *sentences)
 		ForeignKeyCacheInfo *fk = lfirst(lc);
 
 		if (!takes_part(model, fk) ||
-			pos_tree_find(tree->models, fk->confrelid) != NULL ||
-			get_rel_relispartition(fk->confrelid))
+			referenced_model(tree->models, fk) != NULL ||
+			(get_rel_relispartition(fk->confrelid) && is_shadow(fk)))
 			continue;
 		sentences = lappend(sentences,
 							psprintf("table %s refers to %s, which is not configured for server \"%s\"; call possync_add_model('%s', server => '%s') again, or leave column \"%s\" out",
