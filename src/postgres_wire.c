@@ -135,9 +135,11 @@ pos_pg_result(PosPgSession *session)
 		timed_out(session);
 
 	session->result = PQgetResult(session->conn);
-	if (session->result != NULL &&
-		PQresultStatus(session->result) == PGRES_TUPLES_OK)
-		session->received += PQresultMemorySize(session->result);
+	for (int row = 0; row < PQntuples(session->result); row++)
+	{
+		for (int column = 0; column < PQnfields(session->result); column++)
+			session->received += PQgetlength(session->result, row, column);
+	}
 
 	return session->result;
 }
