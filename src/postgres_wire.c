@@ -281,9 +281,9 @@ connect_failed(PosPgSession *session)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
-			 errmsg("could not connect to server \"%s\"",
-					session->base.server->servername),
-			 errdetail_internal("%s", pchomp(PQerrorMessage(session->conn)))));
+			 errmsg("could not connect to server \"%s\": %s",
+					session->base.server->servername,
+					pchomp(PQerrorMessage(session->conn)))));
 }
 
 /*
