@@ -15,6 +15,7 @@
 #ifndef POSSYNC_CONNECTION_POSTGRES_H
 #define POSSYNC_CONNECTION_POSTGRES_H
 
+#include "compat.h"
 #include "connection.h"
 #include "lib/stringinfo.h"
 #include "libpq-fe.h"
@@ -139,7 +140,7 @@ extern bool pos_pg_answers(PosPgSession *session, int timeout);
 extern bool pos_pg_lost(PosPgSession *session);
 extern int	pos_pg_row(PosPgSession *session);
 extern void pos_pg_expect(PosPgSession *session, ExecStatusType status);
-extern void pos_pg_error(PosPgSession *session) pg_attribute_noreturn();
+pos_noreturn extern void pos_pg_error(PosPgSession *session);
 
 /* in postgres_describe.c */
 extern PosPgRelation *pos_pg_relation(PosPgSession *session,

@@ -85,7 +85,7 @@ static Datum convert_value(PosPgPlan *plan, ColumnPlan *column, char *data,
 static int64 convert_integer(const char *data, int len);
 static int32 take_int32(char **p, char *end);
 static int	take_int16(char **p, char *end);
-static void broken(void) pg_attribute_noreturn();
+pos_noreturn static void broken(void);
 static void convert_error(void *arg);
 
 /*

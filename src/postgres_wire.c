@@ -18,11 +18,11 @@
 /* How much of a command an error message shows, in bytes */
 #define COMMAND_SHOWN 500
 
-static void connect_failed(PosPgSession *session) pg_attribute_noreturn();
+pos_noreturn static void connect_failed(PosPgSession *session);
 static int	wait_socket(PGconn *conn, int events, TimestampTz deadline);
 static TimestampTz deadline_after(int timeout);
 static void receive(PosPgSession *session);
-static void timed_out(PosPgSession *session) pg_attribute_noreturn();
+pos_noreturn static void timed_out(PosPgSession *session);
 static void forget_result(PosPgSession *session);
 
 /*
