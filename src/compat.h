@@ -68,6 +68,13 @@ pos_compat_insert_index_tuples(ResultRelInfo *target, TupleTableSlot *slot,
 #endif
 }
 
+/* Before the declaration of a function that does not return */
+#if PG_VERSION_NUM >= 180000
+#define pos_noreturn pg_noreturn
+#else
+#define pos_noreturn pg_attribute_noreturn()
+#endif
+
 /* Whether a role holds a privilege on a foreign server */
 static inline AclResult
 pos_compat_server_aclcheck(Oid server, Oid role, AclMode mode)

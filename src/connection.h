@@ -10,7 +10,8 @@
  *		pos_connection_get		a session, kept between runs
  *		begin					snapshot; which tables changed since their position
  *		describe				both sides' columns compared, all mismatches listed
- *		request, next ...		the rows of every table asked for, in order
+ *		request, next ...		the rows of every table asked for, in order; both
+ *								are spared if begin found that nothing changed
  *		finish					snapshot released, session kept
  *
  * An error anywhere leaves the session to the transaction callback of its
@@ -25,16 +26,20 @@
 #include "nodes/pg_list.h"
 
 /* What a connection is able to do; callers ask a bit, never the kind. */
-#define POS_CAP_SNAPSHOT	0x01	/* all tables of one read are seen at one moment */
-#define POS_CAP_CHANGED		0x02	/* can read only what changed since a position */
+#define POS_CAP_SNAPSHOT	0x01	/* all tables of one read are seen at one
+									 * moment */
+#define POS_CAP_CHANGED		0x02	/* can read only what changed since a
+									 * position */
 
 /* In which form a column is delivered */
 typedef enum PosForm
 {
 	POS_FORM_VALUE,				/* as type and typmod say */
-	POS_FORM_KEY,				/* int8 if the remote column is an integer, else its
-								 * text; describe sets type to INT8OID or TEXTOID */
-	POS_FORM_TEXT				/* its text, whatever its type; type is TEXTOID */
+	POS_FORM_KEY,				/* int8 if the remote column is an integer,
+								 * else its text; describe sets type to
+								 * INT8OID or TEXTOID */
+	POS_FORM_TEXT				/* its text, whatever its type; type is
+								 * TEXTOID */
 } PosForm;
 
 /* A column asked of a remote table */
@@ -53,13 +58,13 @@ typedef struct PosColumn
  */
 typedef struct PosTable
 {
-	const char *remote;			/* as the remote spells it: schema.table, quoted
-								 * where it has to be */
+	const char *remote;			/* as the remote spells it: schema.table,
+								 * quoted where it has to be */
 	const char *local;			/* the local table, for messages */
 	int			ncolumns;
 	PosColumn  *columns;
-	int			nkey;			/* the first nkey columns are the key; one column
-								 * has form KEY, several have form TEXT */
+	int			nkey;			/* the first nkey columns are the key; one
+								 * column has form KEY, several have form TEXT */
 	int			nchange;		/* change columns; 0: every row is read */
 	const char **change;
 	const char *position;		/* read what changed at or after it; NULL: all */
@@ -70,17 +75,21 @@ typedef struct PosTable
 
 	/* set by begin */
 	bool		changed;		/* whether a read may find rows */
-	const char *next_position;	/* to be stored once the rows are written; NULL:
-								 * the table has no usable change column */
-	bool		settled;		/* next_position is past every row there now, so
-								 * that storing it spares the next read */
+
+	/* set by request */
+	const char *next_position;	/* to be stored once the rows are written;
+								 * NULL: no change columns, or no row that has
+								 * any */
+	bool		settled;		/* next_position is past every row there now,
+								 * so that storing it spares the next read */
 } PosTable;
 
 /* What begin tells about the source */
 typedef struct PosSnapshot
 {
 	TimestampTz now;			/* the source's clock */
-	TimestampTz complete;		/* everything committed before is in the snapshot */
+	TimestampTz complete;		/* everything committed before is in the
+								 * snapshot */
 	const char *source;			/* identity of this incarnation of the source */
 } PosSnapshot;
 
@@ -99,9 +108,11 @@ typedef struct PosConnectionOps
 
 	/*
 	 * Opens a snapshot and finds out which of the tables changed since their
-	 * positions, in one round trip.  A position whose source is another one
-	 * counts as none.  Positions and snapshot are allocated in the caller's
-	 * memory context.
+	 * positions, in one round trip on a kept session.  A position whose
+	 * source is another one counts as none.  A table without change columns
+	 * or position, with rows to retry, or that cannot be asked (describe
+	 * tells why) counts as changed.  A kept session that turns out to be dead
+	 * is replaced.  The snapshot is allocated in the caller's memory context.
 	 */
 	void		(*begin) (PosConnection *connection, PosTable **tables, int ntables,
 						  PosSnapshot *snapshot);
@@ -110,25 +121,30 @@ typedef struct PosConnectionOps
 	 * Compares the columns asked for with what the remote has and fills the
 	 * types of key columns.  Returns a list of sentences (char *), one for
 	 * every table or column that is missing or not assignable; NIL if all is
-	 * well.
+	 * well, and only then may rows be requested.  To be called in every read
+	 * in which something changed.
 	 */
 	List	   *(*describe) (PosConnection *connection, PosTable **tables, int ntables);
 
 	/*
-	 * Requests the rows of all tables given; they are then delivered by next,
-	 * table after table in this order.
+	 * Requests the rows of all tables given, which describe has seen, and
+	 * fills their next positions (in the caller's memory context).  The rows
+	 * are then delivered by next, table after table in this order.
 	 */
 	void		(*request) (PosConnection *connection, PosTable **tables, int ntables);
 
 	/*
 	 * Delivers the next row of the current table into values and nulls
-	 * (ncolumns each; by-reference values live in the current memory context).
-	 * Returns false after its last row; the following call then begins the next
-	 * table.
+	 * (ncolumns each; by-reference values live in the current memory
+	 * context). Returns false after its last row; the following call then
+	 * begins the next table.
 	 */
 	bool		(*next) (PosConnection *connection, Datum *values, bool *nulls);
 
-	/* Releases the snapshot and keeps the session. Does not wait for the remote. */
+	/*
+	 * Releases the snapshot and keeps the session, unless rows are left
+	 * unread.  Does not wait for the remote.
+	 */
 	void		(*finish) (PosConnection *connection);
 
 	/* Bytes received since begin */

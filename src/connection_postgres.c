@@ -1,49 +1,23 @@
 /*
  * connection_postgres.c
- *		Sessions with remote PostgreSQL servers.
+ *		The operations of connection.h on a remote PostgreSQL.
  *
- * Owns the sessions of this backend, one for a user and user mapping, and the
- * operations of connection.h on them.  Sessions outlive transactions, for a
- * new connection costs a thousand times what a probe does.  What is sent,
- * received and converted is the business of the other postgres_*.c files.
+ * Owns the course of a read: what is asked when, and what is answered in one
+ * go.  Sessions, SQL, conversion and libpq's ways are the business of the
+ * other postgres_*.c files.
  *
- * Nothing is left behind in a remote session but a read-only transaction that
- * ends with the read, so a pooler may stand in between.
- *
- * Errors.  A function that waits or converts sets busy while it works.  An
- * error in it thus leaves the flag set, and the abort of the (sub)transaction
- * closes the connection, as nobody knows what is still to be received.  The
- * flag is the nesting level at the time, for a function called by a domain may
- * well have subtransactions of its own that fail.  When a
- * (sub)transaction aborts for another reason and the session was begun in it,
- * the remote transaction is ended and the connection kept if it can be.
+ * A read in which nothing changed is one round trip, if the tables are known
+ * from an earlier one: the end of the last transaction, whose answer has long
+ * arrived, is read first, and a pipeline does all the rest.
  */
 #include "postgres.h"
 
 #include "access/xact.h"
 #include "connection_postgres.h"
-#include "fmgr.h"
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
-#include "utils/builtins.h"
-#include "utils/hsearch.h"
-#include "utils/inval.h"
 #include "utils/memutils.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
-
-/* PUBLIC's mapping serves many users, and each must be checked for himself */
-typedef struct SessionKey
-{
-	Oid			mapping;
-	Oid			user;
-} SessionKey;
-
-typedef struct SessionEntry
-{
-	SessionKey	key;			/* must be first */
-	PosPgSession *session;		/* NULL while it is being made */
-} SessionEntry;
 
 /* How an attempt to begin ended */
 typedef enum Attempt
@@ -53,9 +27,6 @@ typedef enum Attempt
 	ATTEMPT_STALE				/* what we know of the tables is out of date */
 } Attempt;
 
-static HTAB *sessions = NULL;
-
-static PosConnection *get(ForeignServer *server, UserMapping *mapping);
 static void begin(PosConnection *connection, PosTable **tables, int ntables,
 				  PosSnapshot *snapshot);
 static List *describe(PosConnection *connection, PosTable **tables,
@@ -68,7 +39,7 @@ static uint64 received(PosConnection *connection);
 const PosConnectionOps pos_connection_postgres = {
 	.wrapper = "possync_postgres",
 	.capabilities = POS_CAP_SNAPSHOT | POS_CAP_CHANGED,
-	.get = get,
+	.get = pos_pg_session_get,
 	.begin = begin,
 	.describe = describe,
 	.request = request,
@@ -77,19 +48,6 @@ const PosConnectionOps pos_connection_postgres = {
 	.received = received,
 };
 
-static void make_sessions(void);
-static PosPgSession *make_session(ForeignServer *server, UserMapping *mapping);
-static void drop_session(SessionEntry *entry);
-static void close_session(PosPgSession *session);
-static void end_transaction(PosPgSession *session, const char *command);
-static void end_read(PosPgSession *session);
-static void enter(PosPgSession *session);
-static void leave(PosPgSession *session);
-static void clean_up(int level);
-static void transaction_ended(XactEvent event, void *arg);
-static void subtransaction_ended(SubXactEvent event, SubTransactionId mine,
-								 SubTransactionId parent, void *arg);
-static void options_changed(Datum arg, int cacheid, uint32 hash);
 static Attempt try_begin(PosPgSession *session, PosTable **tables, int ntables,
 						 bool kept);
 static bool drain(PosPgSession *session);
@@ -99,7 +57,7 @@ static void expect_piped(PosPgSession *session, ExecStatusType status);
 static void end_pipeline(PosPgSession *session);
 static bool out_of_date(PGresult *result);
 static void receive_clock(PosPgSession *session);
-static TimestampTz parse_time(const char *literal);
+static TimestampTz get_time(PGresult *res, int column);
 static void receive_probe(PosPgSession *session, PosTable **tables,
 						  int ntables);
 static void receive_positions(PosPgSession *session, PosTable **tables,
@@ -109,44 +67,9 @@ static bool all_described(PosPgSession *session, PosTable **tables,
 						  int ntables);
 static bool skip_header(PosPgSession *session, char **row, int *len);
 
-static PosConnection *
-get(ForeignServer *server, UserMapping *mapping)
-{
-	SessionKey	key = {.mapping = mapping->umid, .user = mapping->userid};
-	SessionEntry *entry;
-	bool		found;
-
-	if (sessions == NULL)
-		make_sessions();
-
-	entry = hash_search(sessions, &key, HASH_ENTER, &found);
-	if (!found)
-		entry->session = NULL;
-
-	if (entry->session != NULL &&
-		(entry->session->state == POS_PG_OPEN ||
-		 entry->session->state == POS_PG_READING))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("connection to server \"%s\" is in use",
-						server->servername),
-				 errhint("A trigger or function called by a synchronization cannot start another one with the same server.")));
-
-	if (entry->session != NULL && entry->session->invalid)
-		drop_session(entry);
-	if (entry->session == NULL)
-		entry->session = make_session(server, mapping);
-
-	if (entry->session->state == POS_PG_CLOSED)
-	{
-		enter(entry->session);
-		pos_pg_connect(entry->session);
-		leave(entry->session);
-	}
-
-	return &entry->session->base;
-}
-
+/*
+ * The operations; connection.h says what each is for.
+ */
 static void
 begin(PosConnection *connection, PosTable **tables, int ntables,
 	  PosSnapshot *snapshot)
@@ -155,7 +78,7 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 	MemoryContext old;
 	Attempt		attempt;
 
-	enter(session);
+	pos_pg_session_enter(session);
 	session->level = GetCurrentTransactionNestLevel();
 	session->received = 0;
 	for (int i = 0; i < ntables; i++)
@@ -167,9 +90,9 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 
 	do
 	{
-		bool		kept = session->state == POS_PG_ENDING;
+		bool		kept = session->state != POS_PG_CLOSED;
 
-		end_read(session);
+		pos_pg_session_forget_read(session);
 		session->read_context = AllocSetContextCreate(session->context,
 													  "possync read",
 													  ALLOCSET_DEFAULT_SIZES);
@@ -180,18 +103,18 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 		MemoryContextSwitchTo(old);
 
 		if (attempt == ATTEMPT_LOST)
-			close_session(session);
+			pos_pg_session_close(session);
 		else if (attempt == ATTEMPT_STALE)
 		{
 			pos_pg_describe_forget(session);
-			end_transaction(session, "ROLLBACK");
+			pos_pg_session_end(session, "ROLLBACK");
 		}
 	} while (attempt != ATTEMPT_DONE);
 
-	snapshot->now = parse_time(session->now);
-	snapshot->complete = parse_time(session->cap);
+	snapshot->now = session->now;
+	snapshot->complete = session->complete;
 	snapshot->source = pstrdup(session->source);
-	leave(session);
+	pos_pg_session_leave(session);
 }
 
 static List *
@@ -202,7 +125,7 @@ describe(PosConnection *connection, PosTable **tables, int ntables)
 	MemoryContext old;
 	StringInfoData sql;
 
-	enter(session);
+	pos_pg_session_enter(session);
 	old = MemoryContextSwitchTo(session->read_context);
 	initStringInfo(&sql);
 	pos_pg_describe_query(&sql, tables, ntables);
@@ -212,7 +135,7 @@ describe(PosConnection *connection, PosTable **tables, int ntables)
 	pos_pg_describe_result(session, tables, ntables);
 	if (pos_pg_result(session) != NULL)
 		pos_pg_error(session);
-	leave(session);
+	pos_pg_session_leave(session);
 
 	for (int i = 0; i < ntables; i++)
 		problems = list_concat(problems,
@@ -229,7 +152,7 @@ request(PosConnection *connection, PosTable **tables, int ntables)
 	StringInfoData sql;
 	char	   *positions;
 
-	enter(session);
+	pos_pg_session_enter(session);
 
 	old = MemoryContextSwitchTo(session->read_context);
 	session->tables = palloc(sizeof(PosTable *) * ntables);
@@ -267,7 +190,7 @@ request(PosConnection *connection, PosTable **tables, int ntables)
 		pos_pg_expect(session, PGRES_TUPLES_OK);
 		receive_positions(session, tables, ntables);
 	}
-	leave(session);
+	pos_pg_session_leave(session);
 }
 
 static bool
@@ -279,7 +202,7 @@ next(PosConnection *connection, Datum *values, bool *nulls)
 
 	Assert(session->state == POS_PG_READING);
 	CHECK_FOR_INTERRUPTS();
-	enter(session);
+	pos_pg_session_enter(session);
 
 	if (!session->copying)
 	{
@@ -300,7 +223,7 @@ next(PosConnection *connection, Datum *values, bool *nulls)
 
 		pos_pg_convert(session->plans[session->current], row, len,
 					   values, nulls);
-		leave(session);
+		pos_pg_session_leave(session);
 		return true;
 	}
 
@@ -312,7 +235,7 @@ next(PosConnection *connection, Datum *values, bool *nulls)
 			pos_pg_error(session);
 		session->state = POS_PG_OPEN;
 	}
-	leave(session);
+	pos_pg_session_leave(session);
 
 	return false;
 }
@@ -322,238 +245,17 @@ finish(PosConnection *connection)
 {
 	PosPgSession *session = (PosPgSession *) connection;
 
-	end_read(session);
+	pos_pg_session_forget_read(session);
 	if (session->state == POS_PG_OPEN && session->options.keep_connections)
-		end_transaction(session, "COMMIT");
+		pos_pg_session_end(session, "COMMIT");
 	else
-		close_session(session);
+		pos_pg_session_close(session);
 }
 
 static uint64
 received(PosConnection *connection)
 {
 	return ((PosPgSession *) connection)->received;
-}
-
-/*
- * On first use in a backend: the table of sessions and the callbacks that
- * watch over it.
- */
-static void
-make_sessions(void)
-{
-	HASHCTL		ctl = {0};
-
-	ctl.keysize = sizeof(SessionKey);
-	ctl.entrysize = sizeof(SessionEntry);
-	sessions = hash_create("possync sessions", 8, &ctl,
-						   HASH_ELEM | HASH_BLOBS);
-
-	RegisterXactCallback(transaction_ended, NULL);
-	RegisterSubXactCallback(subtransaction_ended, NULL);
-	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, options_changed,
-								  (Datum) 0);
-	CacheRegisterSyscacheCallback(USERMAPPINGOID, options_changed, (Datum) 0);
-}
-
-/*
- * Makes a session that is not connected yet.
- */
-static PosPgSession *
-make_session(ForeignServer *server, UserMapping *mapping)
-{
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
-												  "possync session",
-												  ALLOCSET_SMALL_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(context);
-	PosPgSession *session = palloc0(sizeof(PosPgSession));
-
-	session->context = context;
-	session->base.ops = &pos_connection_postgres;
-	session->base.server = palloc0(sizeof(ForeignServer));
-	session->base.server->serverid = server->serverid;
-	session->base.server->fdwid = server->fdwid;
-	session->base.server->owner = server->owner;
-	session->base.server->servername = pstrdup(server->servername);
-	session->mapping = palloc0(sizeof(UserMapping));
-	session->mapping->umid = mapping->umid;
-	session->mapping->userid = mapping->userid;
-	session->mapping->serverid = mapping->serverid;
-	session->mapping->options = copyObject(mapping->options);
-	session->state = POS_PG_CLOSED;
-	session->server_hash =
-		GetSysCacheHashValue1(FOREIGNSERVEROID,
-							  ObjectIdGetDatum(server->serverid));
-	session->mapping_hash =
-		GetSysCacheHashValue1(USERMAPPINGOID, ObjectIdGetDatum(mapping->umid));
-	pos_pg_options_read(server, mapping, &session->options,
-						&session->keywords, &session->values);
-	MemoryContextSwitchTo(old);
-
-	/* complete, so nothing is left behind by an error above */
-	MemoryContextSetParent(context, CacheMemoryContext);
-
-	return session;
-}
-
-static void
-drop_session(SessionEntry *entry)
-{
-	close_session(entry->session);
-	MemoryContextDelete(entry->session->context);
-	entry->session = NULL;
-}
-
-/*
- * Closes the connection and forgets all that was learned through it.
- */
-static void
-close_session(PosPgSession *session)
-{
-	pos_pg_disconnect(session);
-	pos_pg_describe_forget(session);
-	end_read(session);
-	if (session->source != NULL)
-		pfree(session->source);
-	session->source = NULL;
-}
-
-/*
- * Ends the remote transaction without waiting for the answer, which is read
- * when the session is used again.  Does not throw.
- */
-static void
-end_transaction(PosPgSession *session, const char *command)
-{
-	if (PQsendQuery(session->conn, command) && PQflush(session->conn) == 0)
-		session->state = POS_PG_ENDING;
-	else
-		close_session(session);
-}
-
-static void
-end_read(PosPgSession *session)
-{
-	if (session->read_context != NULL)
-		MemoryContextDelete(session->read_context);
-	session->read_context = NULL;
-	session->cap = NULL;
-	session->tables = NULL;
-	session->plans = NULL;
-	session->command = NULL;
-}
-
-/*
- * Around all that waits or converts: see the head of this file.
- */
-static void
-enter(PosPgSession *session)
-{
-	session->busy = GetCurrentTransactionNestLevel();
-}
-
-static void
-leave(PosPgSession *session)
-{
-	session->busy = 0;
-}
-
-/*
- * At the end of a transaction of a nesting level: closes what an error left
- * in an unknown state, ends what was begun in it.
- */
-static void
-clean_up(int level)
-{
-	HASH_SEQ_STATUS scan;
-	SessionEntry *entry;
-
-	hash_seq_init(&scan, sessions);
-	while ((entry = hash_seq_search(&scan)) != NULL)
-	{
-		PosPgSession *session = entry->session;
-
-		if (session == NULL)
-			continue;
-		if (session->busy >= Max(level, 1))
-		{
-			close_session(session);
-			leave(session);
-		}
-		else if (session->level < level)
-			continue;
-		else if (session->state == POS_PG_READING)
-			close_session(session);
-		else if (session->state == POS_PG_OPEN)
-		{
-			end_read(session);
-			end_transaction(session, "ROLLBACK");
-		}
-	}
-}
-
-static void
-transaction_ended(XactEvent event, void *arg)
-{
-	switch (event)
-	{
-		case XACT_EVENT_COMMIT:
-		case XACT_EVENT_ABORT:
-		case XACT_EVENT_PREPARE:
-		case XACT_EVENT_PARALLEL_COMMIT:
-		case XACT_EVENT_PARALLEL_ABORT:
-			clean_up(0);
-			break;
-		case XACT_EVENT_PRE_COMMIT:
-		case XACT_EVENT_PARALLEL_PRE_COMMIT:
-		case XACT_EVENT_PRE_PREPARE:
-			break;
-	}
-}
-
-static void
-subtransaction_ended(SubXactEvent event, SubTransactionId mine,
-					 SubTransactionId parent, void *arg)
-{
-	int			level = GetCurrentTransactionNestLevel();
-
-	if (event == SUBXACT_EVENT_ABORT_SUB)
-		clean_up(level);
-	else if (event == SUBXACT_EVENT_COMMIT_SUB)
-	{
-		HASH_SEQ_STATUS scan;
-		SessionEntry *entry;
-
-		/* what was begun in it now belongs to its parent */
-		hash_seq_init(&scan, sessions);
-		while ((entry = hash_seq_search(&scan)) != NULL)
-		{
-			if (entry->session != NULL && entry->session->level >= level)
-				entry->session->level = level - 1;
-		}
-	}
-}
-
-/*
- * A session in use goes on to its end; the next get replaces it.
- */
-static void
-options_changed(Datum arg, int cacheid, uint32 hash)
-{
-	HASH_SEQ_STATUS scan;
-	SessionEntry *entry;
-
-	hash_seq_init(&scan, sessions);
-	while ((entry = hash_seq_search(&scan)) != NULL)
-	{
-		PosPgSession *session = entry->session;
-
-		if (session != NULL &&
-			(hash == 0 ||
-			 (cacheid == FOREIGNSERVEROID && session->server_hash == hash) ||
-			 (cacheid == USERMAPPINGOID && session->mapping_hash == hash)))
-			session->invalid = true;
-	}
 }
 
 /*
@@ -571,7 +273,7 @@ try_begin(PosPgSession *session, PosTable **tables, int ntables, bool kept)
 	StringInfoData question;
 	char	   *probe = NULL;
 
-	if (kept && !drain(session))
+	if (session->state == POS_PG_ENDING && !drain(session))
 		return ATTEMPT_LOST;
 
 	initStringInfo(&question);
@@ -656,7 +358,8 @@ send_begin(PosPgSession *session, const char *question)
 {
 	session->command = pos_pg_query_clock(session);
 	if (!PQenterPipelineMode(session->conn) ||
-		!send_piped(session, session->command) ||
+		!PQsendQueryParams(session->conn, session->command, 0, NULL, NULL,
+						   NULL, NULL, 1) ||
 		!PQpipelineSync(session->conn) ||
 		!send_piped(session,
 					"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY") ||
@@ -725,8 +428,8 @@ receive_clock(PosPgSession *session)
 	if (PQresultStatus(res) != PGRES_TUPLES_OK || PQntuples(res) != 1)
 		pos_pg_error(session);
 
-	session->now = pstrdup(PQgetvalue(res, 0, 0));
-	session->cap = pstrdup(PQgetvalue(res, 0, 1));
+	session->now = get_time(res, 0);
+	session->complete = get_time(res, 1);
 	if (session->source == NULL)
 		session->source = MemoryContextStrdup(session->context,
 											  PQgetvalue(res, 0, 2));
@@ -736,13 +439,18 @@ receive_clock(PosPgSession *session)
 	pos_pg_expect(session, PGRES_PIPELINE_SYNC);
 }
 
+/*
+ * A timestamp with time zone in binary form: microseconds since 2000, as here.
+ */
 static TimestampTz
-parse_time(const char *literal)
+get_time(PGresult *res, int column)
 {
-	return DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in,
-												   CStringGetDatum(literal),
-												   ObjectIdGetDatum(InvalidOid),
-												   Int32GetDatum(-1)));
+	uint64		n;
+
+	Assert(PQgetlength(res, 0, column) == sizeof(n));
+	memcpy(&n, PQgetvalue(res, 0, column), sizeof(n));
+
+	return (TimestampTz) pg_ntoh64(n);
 }
 
 /*

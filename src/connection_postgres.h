@@ -2,7 +2,8 @@
  * connection_postgres.h
  *		What the files of the PostgreSQL connection share.
  *
- * connection_postgres.c	sessions and the operations of connection.h
+ * connection_postgres.c	the operations of connection.h
+ * postgres_session.c		sessions: made, kept, dropped
  * postgres_options.c		options of servers and user mappings
  * postgres_wire.c			one libpq connection: connect, wait, errors
  * postgres_describe.c		what the remote tables look like
@@ -14,6 +15,7 @@
 #ifndef POSSYNC_CONNECTION_POSTGRES_H
 #define POSSYNC_CONNECTION_POSTGRES_H
 
+#include "compat.h"
 #include "connection.h"
 #include "lib/stringinfo.h"
 #include "libpq-fe.h"
@@ -45,8 +47,8 @@ typedef struct PosPgAttribute
 	int32		typmod;
 	char		typtype;
 	char		category;
-	char	   *basename;		/* of the type or the array's element type, not
-								 * qualified */
+	char	   *basename;		/* of the type or the array's element type,
+								 * not qualified */
 	char		elemtype;		/* typtype of an array's elements, else 0 */
 	bool		notnull;
 	bool		readable;
@@ -57,7 +59,8 @@ typedef struct PosPgRelation
 {
 	MemoryContext context;		/* holds everything here */
 	char	   *remote;			/* the caller's spelling */
-	const char *sql;			/* for FROM, with ONLY where it means something */
+	const char *sql;			/* for FROM, with ONLY where it means
+								 * something */
 	bool		exists;
 	bool		readable;		/* USAGE on the schema */
 	int			nattributes;
@@ -92,8 +95,8 @@ typedef struct PosPgSession
 
 	/* since begin */
 	MemoryContext read_context;
-	char	   *now;			/* literal: the remote's clock */
-	char	   *cap;			/* literal: changes before it are all visible */
+	TimestampTz now;			/* the remote's clock */
+	TimestampTz complete;		/* changes before it are all visible */
 	PosTable  **tables;			/* requested */
 	PosPgPlan **plans;			/* of each of them */
 	int			ntables;
@@ -102,7 +105,7 @@ typedef struct PosPgSession
 	bool		header;			/* and its header was read */
 	const char *command;		/* last command sent, for messages */
 
-	/* bookkeeping of connection_postgres.c */
+	/* bookkeeping of postgres_session.c */
 	bool		invalid;		/* options changed: connect anew at next get */
 	int			busy;			/* a function is at work, called at this
 								 * transaction nesting level; 0: none is */
@@ -110,6 +113,15 @@ typedef struct PosPgSession
 	uint32		server_hash;
 	uint32		mapping_hash;
 } PosPgSession;
+
+/* in postgres_session.c */
+extern PosConnection *pos_pg_session_get(ForeignServer *server,
+										 UserMapping *mapping);
+extern void pos_pg_session_close(PosPgSession *session);
+extern void pos_pg_session_end(PosPgSession *session, const char *command);
+extern void pos_pg_session_forget_read(PosPgSession *session);
+extern void pos_pg_session_enter(PosPgSession *session);
+extern void pos_pg_session_leave(PosPgSession *session);
 
 /* in postgres_options.c */
 extern void pos_pg_options_read(ForeignServer *server, UserMapping *mapping,
@@ -128,7 +140,7 @@ extern bool pos_pg_answers(PosPgSession *session, int timeout);
 extern bool pos_pg_lost(PosPgSession *session);
 extern int	pos_pg_row(PosPgSession *session);
 extern void pos_pg_expect(PosPgSession *session, ExecStatusType status);
-extern void pos_pg_error(PosPgSession *session) pg_attribute_noreturn();
+pos_noreturn extern void pos_pg_error(PosPgSession *session);
 
 /* in postgres_describe.c */
 extern PosPgRelation *pos_pg_relation(PosPgSession *session,

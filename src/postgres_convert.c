@@ -55,7 +55,8 @@ typedef struct ColumnPlan
 	FmgrInfo	function;		/* receive or input */
 	Oid			ioparam;
 	int32		typmod;
-	ExprState  *cast;			/* applied to what function returns; NULL: none */
+	ExprState  *cast;			/* applied to what function returns; NULL:
+								 * none */
 	bool		castnull;		/* to nulls, too: a domain may refuse them */
 	const char *remote;			/* column, for messages */
 } ColumnPlan;
@@ -84,7 +85,7 @@ static Datum convert_value(PosPgPlan *plan, ColumnPlan *column, char *data,
 static int64 convert_integer(const char *data, int len);
 static int32 take_int32(char **p, char *end);
 static int	take_int16(char **p, char *end);
-static void broken(void) pg_attribute_noreturn();
+pos_noreturn static void broken(void);
 static void convert_error(void *arg);
 
 /*
@@ -212,7 +213,7 @@ has_same_kind(PosPgAttribute *attribute, Oid local)
 	Oid			element = get_element_type(local);
 	Oid			type = OidIsValid(element) ? getBaseType(element) : local;
 	char		kind = attribute->elemtype != '\0' ?
-		attribute->elemtype : attribute->typtype;
+	attribute->elemtype : attribute->typtype;
 
 	if (is_string(local))
 		return true;
@@ -389,7 +390,7 @@ convert_value(PosPgPlan *plan, ColumnPlan *column, char *data, int len,
 {
 	Datum		value = (Datum) 0;
 	bool		strict = column->way == WAY_INTEGER ||
-		column->function.fn_strict;
+	column->function.fn_strict;
 	char		behind = '\0';
 
 	*isnull = data == NULL;
@@ -405,8 +406,12 @@ convert_value(PosPgPlan *plan, ColumnPlan *column, char *data, int len,
 		value = Int64GetDatum(convert_integer(data, len));
 	else if (column->way == WAY_BINARY)
 	{
-		StringInfoData buf = {.data = data, .len = len, .maxlen = len + 1};
+		StringInfoData buf;
 
+		buf.data = data;
+		buf.len = len;
+		buf.maxlen = len + 1;
+		buf.cursor = 0;
 		value = ReceiveFunctionCall(&column->function,
 									*isnull ? NULL : &buf, column->ioparam,
 									column->typmod);

@@ -144,6 +144,7 @@ pos_pg_describe_result(PosPgSession *session, PosTable **tables, int ntables)
 		fill_relation(relation, res, first, row);
 		MemoryContextSwitchTo(session->context);
 		session->relations = lappend(session->relations, relation);
+		MemoryContextSetParent(relation->context, session->context);
 		MemoryContextSwitchTo(old);
 	}
 }
@@ -272,10 +273,14 @@ text_array(char **elements, int n)
 	return quote_literal_cstr(array.data);
 }
 
+/*
+ * Makes an empty description, which goes with the current memory context until
+ * it is complete.
+ */
 static PosPgRelation *
 make_relation(const char *remote)
 {
-	MemoryContext context = AllocSetContextCreate(CacheMemoryContext,
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
 												  "possync remote table",
 												  ALLOCSET_SMALL_SIZES);
 	PosPgRelation *relation;

@@ -44,8 +44,7 @@ static Option *options = NULL;	/* ends with a NULL keyword */
 static void load_options(void);
 static bool hidden(const PQconninfoOption *option);
 static const Option *find_option(const char *keyword, Oid catalog);
-static void report_unknown(const char *keyword, Oid catalog)
-			pg_attribute_noreturn();
+pos_noreturn static void report_unknown(const char *keyword, Oid catalog);
 static int	parse_time(DefElem *def, int flags);
 static void check_superuser_only(DefElem *def);
 static bool has_password(UserMapping *mapping);

@@ -18,7 +18,9 @@
 
 #include "catalog/pg_type.h"
 #include "connection_postgres.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/datetime.h"
 
 /*
  * A transaction's timestamp is taken a moment before others can see that it
@@ -34,6 +36,7 @@
 
 static Oid	change_type(PosPgSession *session, PosTable *table);
 static bool has_position(PosPgSession *session, PosTable *table);
+static char *time_literal(TimestampTz time);
 static void append_changed(StringInfo sql, PosPgRelation *relation,
 						   PosTable *table, const char *since);
 static void append_greatest(StringInfo sql, PosPgRelation *relation,
@@ -42,51 +45,64 @@ static void append_retry(StringInfo sql, PosTable *table);
 
 /*
  * The remote's clock, how far it is complete, and its identity if that is not
- * known yet: three columns of text, one row.  To be run before the snapshot is
- * taken, in a transaction of its own.
+ * known yet; one row.  To be run before the snapshot is taken, in a
+ * transaction of its own.
  *
  * Where we may see them, the cap is the start of the oldest transaction in the
  * database.  A statement that has arrived may take its time stamp before its
- * transaction shows, hence query_start.  pg_prepared_xacts only tells when a
+ * transaction shows, hence query_start.  pg_prepared_xact() only tells when a
  * transaction was prepared, not when it started.  A backend with
  * track_activities off shows nothing, nor does a standby show what runs at its
  * primary: then nothing younger than the server's overlap counts as complete,
- * as for users who may not look.  The clock must be read before the list
- * of transactions: OFFSET 0 keeps the planner from folding it in.
+ * as for users who may not look.  The clock must be read before the list of
+ * transactions: OFFSET 0 keeps the planner from folding it in.
+ *
+ * The functions are called directly because to plan the views over them would
+ * cost the remote four times as much as all the rest of a poll.
  */
 char *
 pos_pg_query_clock(PosPgSession *session)
 {
-	return psprintf("SELECT to_char(k.now AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00',"
-					" to_char(coalesce(CASE"
+	const char *database = "(SELECT oid FROM pg_database"
+	" WHERE datname = current_database())";
+	const char *source = "(SELECT c.system_identifier::text || '/' || d.oid"
+	" FROM pg_control_system() c, pg_database d"
+	" WHERE d.datname = current_database())";
+
+	if (session->source != NULL)
+	{
+		database = strchr(session->source, '/') + 1;
+		source = "NULL";
+	}
+
+	return psprintf("SELECT k.now, coalesce(CASE"
 					" WHEN pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')"
-					" AND NOT pg_is_in_recovery()"
-					" THEN (SELECT CASE WHEN count(*) FILTER (WHERE state = 'disabled') = 0"
+					" AND NOT pg_is_in_recovery() THEN"
+					" (SELECT CASE WHEN count(*) FILTER (WHERE a.state = 'disabled') = 0"
 					" THEN least(k.now - interval '%d ms',"
-					" min(coalesce(xact_start, CASE WHEN state = 'active' THEN query_start END)),"
-					" (SELECT min(prepared) FROM pg_prepared_xacts"
-					" WHERE database = current_database()) - interval '%d ms') END"
-					" FROM pg_stat_activity"
-					" WHERE datname = current_database() AND pid <> pg_backend_pid()"
-					" AND backend_type IN ('client backend', 'background worker')) END,"
-					" least(k.now, CASE WHEN pg_is_in_recovery() THEN pg_last_xact_replay_timestamp() END)"
-					" - interval '%d ms')"
-					" AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00', %s"
+					" min(coalesce(a.xact_start, CASE WHEN a.state = 'active' THEN a.query_start END)),"
+					" (SELECT min(p.prepared) FROM pg_prepared_xact() p WHERE p.dbid = %s)"
+					" - interval '%d ms') END"
+					" FROM pg_stat_get_activity(NULL) a"
+					" WHERE a.datid = %s AND a.pid <> pg_backend_pid()"
+					" AND a.backend_type IN ('client backend', 'background worker')) END,"
+					" least(k.now, CASE WHEN pg_is_in_recovery()"
+					" THEN pg_last_xact_replay_timestamp() END) - interval '%d ms'), %s"
 					" FROM (SELECT clock_timestamp() AS now OFFSET 0) k",
-					UNSEEN_START, session->options.overlap,
-					session->options.overlap,
-					session->source != NULL ? "NULL" :
-					"(SELECT c.system_identifier::text || '/' || d.oid"
-					" FROM pg_control_system() c, pg_database d"
-					" WHERE d.datname = current_database())");
+					UNSEEN_START, database, session->options.overlap,
+					database, session->options.overlap, source);
 }
 
 /*
- * Settings of the transaction: what text forms depend on, and limits.
+ * Settings of the transaction: what text forms depend on, and limits.  The
+ * remote's are tighter than ours, for it can tell what it waited for.
  */
 char *
 pos_pg_query_settings(PosPgSession *session)
 {
+	int			limit = session->options.statement_timeout -
+	session->options.statement_timeout / 10;
+
 	return psprintf("SELECT set_config('search_path', 'pg_catalog', true),"
 					" set_config('datestyle', 'ISO', true),"
 					" set_config('intervalstyle', 'postgres', true),"
@@ -96,8 +112,7 @@ pos_pg_query_settings(PosPgSession *session)
 					" set_config('lc_monetary', 'C', true),"
 					" set_config('statement_timeout', '%d', true),"
 					" set_config('lock_timeout', '%d', true)%s",
-					session->options.statement_timeout,
-					session->options.statement_timeout,
+					limit, limit,
 					PQserverVersion(session->conn) < 140000 ? "" :
 					", CASE WHEN version() LIKE '%linux%' THEN"
 					" set_config('client_connection_check_interval', '" CLIENT_CHECK "', true) END");
@@ -168,7 +183,7 @@ pos_pg_query_positions(PosPgSession *session, PosTable **tables, int ntables)
 		separator = ", ";
 
 		if (type == TIMESTAMPTZOID)
-			cap = quote_literal_cstr(session->cap);
+			cap = time_literal(session->complete);
 		else if (type == XID8OID)
 			cap = "pg_snapshot_xmin(pg_current_snapshot())";
 
@@ -237,6 +252,25 @@ change_type(PosPgSession *session, PosTable *table)
 
 	return table->nchange == 0 ? InvalidOid :
 		pos_pg_attribute(relation, table->change[0])->type;
+}
+
+/*
+ * A timestamp as a literal that means the same whatever anybody's settings.
+ */
+static char *
+time_literal(TimestampTz time)
+{
+	struct pg_tm tm;
+	fsec_t		fsec;
+	char		buf[MAXDATELEN + 1];
+
+	if (timestamp2tm(time, NULL, &tm, &fsec, NULL, NULL) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("timestamp out of range")));
+	EncodeDateTime(&tm, fsec, true, 0, NULL, USE_ISO_DATES, buf);
+
+	return psprintf("timestamptz '%s'", buf);
 }
 
 static bool

@@ -18,11 +18,11 @@
 /* How much of a command an error message shows, in bytes */
 #define COMMAND_SHOWN 500
 
-static void connect_failed(PosPgSession *session) pg_attribute_noreturn();
+pos_noreturn static void connect_failed(PosPgSession *session);
 static int	wait_socket(PGconn *conn, int events, TimestampTz deadline);
 static TimestampTz deadline_after(int timeout);
 static void receive(PosPgSession *session);
-static void timed_out(PosPgSession *session) pg_attribute_noreturn();
+pos_noreturn static void timed_out(PosPgSession *session);
 static void forget_result(PosPgSession *session);
 
 /*
@@ -135,9 +135,11 @@ pos_pg_result(PosPgSession *session)
 		timed_out(session);
 
 	session->result = PQgetResult(session->conn);
-	if (session->result != NULL &&
-		PQresultStatus(session->result) == PGRES_TUPLES_OK)
-		session->received += PQresultMemorySize(session->result);
+	for (int row = 0; row < PQntuples(session->result); row++)
+	{
+		for (int column = 0; column < PQnfields(session->result); column++)
+			session->received += PQgetlength(session->result, row, column);
+	}
 
 	return session->result;
 }
@@ -279,9 +281,9 @@ connect_failed(PosPgSession *session)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
-			 errmsg("could not connect to server \"%s\"",
-					session->base.server->servername),
-			 errdetail_internal("%s", pchomp(PQerrorMessage(session->conn)))));
+			 errmsg("could not connect to server \"%s\": %s",
+					session->base.server->servername,
+					pchomp(PQerrorMessage(session->conn)))));
 }
 
 /*
