@@ -273,9 +273,6 @@ try_begin(PosPgSession *session, PosTable **tables, int ntables, bool kept)
 	StringInfoData question;
 	char	   *probe = NULL;
 
-	if (session->state == POS_PG_ENDING && !drain(session))
-		return ATTEMPT_LOST;
-
 	initStringInfo(&question);
 	if (!known)
 		pos_pg_describe_query(&question, tables, ntables);
@@ -283,6 +280,8 @@ try_begin(PosPgSession *session, PosTable **tables, int ntables, bool kept)
 		appendStringInfoString(&question, probe);
 
 	if (!send_begin(session, question.data) && kept)
+		return ATTEMPT_LOST;
+	if (session->state == POS_PG_ENDING && !drain(session))
 		return ATTEMPT_LOST;
 
 	if (kept && !pos_pg_answers(session, session->options.connect_timeout))
@@ -334,16 +333,16 @@ try_begin(PosPgSession *session, PosTable **tables, int ntables, bool kept)
 static bool
 drain(PosPgSession *session)
 {
-	do
-	{
-		if (!pos_pg_answers(session, session->options.connect_timeout))
-			return false;
-		if (pos_pg_result(session) != NULL &&
-			PQresultStatus(session->result) != PGRES_COMMAND_OK)
-			return false;
-	} while (session->result != NULL);
+	static const ExecStatusType expected[] = {
+		PGRES_COMMAND_OK, PGRES_FATAL_ERROR /* no result */ , PGRES_PIPELINE_SYNC
+	};
 
-	session->state = POS_PG_IDLE;
+	for (int i = 0; i < lengthof(expected); i++)
+	{
+		if (!pos_pg_answers(session, session->options.connect_timeout) ||
+			PQresultStatus(pos_pg_result(session)) != expected[i])
+			return false;
+	}
 
 	return true;
 }
