@@ -71,8 +71,9 @@ parse_on_unknown(const char *value)
 	return POS_MATCH_CREATE;
 }
 
-static PosModel *
-find_by_id(List *models, int16 id)
+/* Returns the model with this number, or NULL. */
+PosModel *
+pos_config_find(List *models, int16 id)
 {
 	ListCell   *lc;
 
@@ -86,8 +87,9 @@ find_by_id(List *models, int16 id)
 	return NULL;
 }
 
-static Datum
-model_ids(List *models)
+/* Returns the models' numbers as an int2[]. */
+Datum
+pos_config_ids(List *models)
 {
 	Datum	   *ids = palloc(list_length(models) * sizeof(Datum));
 	ListCell   *lc;
@@ -159,7 +161,7 @@ void
 pos_config_fields(List *models)
 {
 	Oid			types[] = {INT2ARRAYOID};
-	Datum		values[] = {model_ids(models)};
+	Datum		values[] = {pos_config_ids(models)};
 	uint64		n;
 
 	n = pos_store_execute("SELECT model, name::text, remote, copy, match, fixed,"
@@ -169,7 +171,7 @@ pos_config_fields(List *models)
 						  1, types, values, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
-		PosModel   *model = find_by_id(models, get_int16(i, 1));
+		PosModel   *model = pos_config_find(models, get_int16(i, 1));
 		PosField   *field;
 
 		if (model->fields == NULL)
@@ -197,7 +199,7 @@ void
 pos_config_children(List *models)
 {
 	Oid			types[] = {INT2ARRAYOID};
-	Datum		values[] = {model_ids(models)};
+	Datum		values[] = {pos_config_ids(models)};
 	uint64		n;
 
 	n = pos_store_execute("SELECT model, child FROM @.synchronize_child"
@@ -205,8 +207,8 @@ pos_config_children(List *models)
 						  1, types, values, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
-		PosModel   *model = find_by_id(models, get_int16(i, 1));
-		PosModel   *child = find_by_id(models, get_int16(i, 2));
+		PosModel   *model = pos_config_find(models, get_int16(i, 1));
+		PosModel   *child = pos_config_find(models, get_int16(i, 2));
 
 		if (child != NULL)
 			model->children = lappend(model->children, child);
@@ -219,7 +221,7 @@ void
 pos_config_positions(List *models)
 {
 	Oid			types[] = {INT2ARRAYOID};
-	Datum		values[] = {model_ids(models)};
+	Datum		values[] = {pos_config_ids(models)};
 	uint64		n;
 
 	n = pos_store_execute("SELECT model, position, source"
@@ -227,7 +229,7 @@ pos_config_positions(List *models)
 						  1, types, values, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
-		PosModel   *model = find_by_id(models, get_int16(i, 1));
+		PosModel   *model = pos_config_find(models, get_int16(i, 1));
 
 		model->position = get_string(i, 2);
 		model->source = get_string(i, 3);

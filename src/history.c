@@ -22,9 +22,8 @@
 int32
 pos_history_next_id(void)
 {
-	pos_store_execute("SELECT pg_catalog.nextval('@.synchronize_history_id_seq'"
-					  "::regclass)::int4", 0, NULL, NULL, NULL);
-	return atoi(SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1));
+	return (int32) nextval_internal(pos_store_relid("synchronize_history_id_seq"),
+									false);
 }
 
 static bool
@@ -117,6 +116,20 @@ models_json(PosRun *run, bool failed, PosCounts *total)
 	return buf.data;
 }
 
+/* The row of history, and where its values come from */
+#define ROW_COLUMNS \
+	"id, model, server, direction, status, started_at, finished_at," \
+	" rows_read, rows_created, rows_matched, rows_updated, rows_unchanged," \
+	" rows_left_out, bytes_received, position, models, error, sqlstate," \
+	" error_detail, error_hint, error_context"
+#define ROW_VALUES \
+	"$1 AS id, $2 AS model, $3 AS server, $4 AS direction, $5 AS status," \
+	" $6 AS started_at, $7 AS finished_at, $8 AS rows_read," \
+	" $9 AS rows_created, $10 AS rows_matched, $11 AS rows_updated," \
+	" $12 AS rows_unchanged, $13 AS rows_left_out, $14 AS bytes_received," \
+	" $15 AS position, $16::jsonb AS models, $17 AS error, $18 AS sqlstate," \
+	" $19 AS error_detail, $20 AS error_hint, $21 AS error_context"
+
 #define SET_TEXT(i, string) \
 	do { \
 		nulls[i] = (string) == NULL ? 'n' : ' '; \
@@ -139,13 +152,6 @@ pos_history_record(PosRun *run, const char *model, TimestampTz started,
 		INT8OID, TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
 		TEXTOID
 	};
-	static const char *const list =
-		"SELECT $1 AS id, $2 AS model, $3 AS server, $4 AS direction,"
-		" $5 AS status, $6 AS started_at, $7 AS finished_at, $8 AS rows_read,"
-		" $9 AS rows_created, $10 AS rows_matched, $11 AS rows_updated,"
-		" $12 AS rows_unchanged, $13 AS rows_left_out, $14 AS bytes_received,"
-		" $15 AS position, $16::jsonb AS models, $17 AS error, $18 AS sqlstate,"
-		" $19 AS error_detail, $20 AS error_hint, $21 AS error_context";
 	Datum		values[21] = {0};
 	char		nulls[22];
 	PosCounts	total;
@@ -178,16 +184,10 @@ pos_history_record(PosRun *run, const char *model, TimestampTz started,
 	SET_TEXT(19, error ? error->hint : NULL);
 	SET_TEXT(20, error ? error->context : NULL);
 
-	pos_store_execute(run->dry ? list :
-					  psprintf("INSERT INTO @.synchronize_history"
-							   " (id, model, server, direction, status,"
-							   " started_at, finished_at, rows_read,"
-							   " rows_created, rows_matched, rows_updated,"
-							   " rows_unchanged, rows_left_out, bytes_received,"
-							   " position, models, error, sqlstate,"
-							   " error_detail, error_hint, error_context)"
-							   " OVERRIDING SYSTEM VALUE %s RETURNING *", list),
-					  21, types, values, nulls);
+	pos_store_execute(run->dry ? "SELECT " ROW_VALUES :
+					  "INSERT INTO @.synchronize_history (" ROW_COLUMNS ")"
+					  " OVERRIDING SYSTEM VALUE SELECT " ROW_VALUES
+					  " RETURNING *", 21, types, values, nulls);
 	tuple = SPI_tuptable->vals[0];
 	return PointerGetDatum(SPI_returntuple(tuple,
 										   CreateTupleDescCopy(SPI_tuptable->tupdesc)));

@@ -175,6 +175,8 @@ typedef struct PosTree
 
 /* in config.c */
 extern List *pos_config_models(const char *name, char **server);
+extern PosModel *pos_config_find(List *models, int16 id);
+extern Datum pos_config_ids(List *models);
 extern void pos_config_fields(List *models);
 extern void pos_config_children(List *models);
 extern void pos_config_positions(List *models);

@@ -45,36 +45,52 @@ rejects(PosRun *run)
 	return run->rejects;
 }
 
+/* Adds a key to those that are read whatever their change columns say. */
+static void
+add_retry(PosModel *model, const char *key)
+{
+	PosTable   *table = &model->table;
+	Datum		parts[INDEX_MAX_KEYS];
+
+	parts[0] = CStringGetTextDatum(key);
+	if (model->nkey > 1)
+		pos_key_to_parts(parts[0], model->nkey, parts);
+	for (int j = 0; j < model->nkey; j++)
+		table->retry[table->nretry * model->nkey + j] =
+			TextDatumGetCString(parts[j]);
+	table->nretry++;
+}
+
 /*
- * Lets the connection read the quarantined rows of a model whatever their
- * change columns say.
+ * Lets the connection read the quarantined rows of the tree's models whatever
+ * their change columns say.
  */
 void
-pos_quarantine_retry(PosRun *run, PosModel *model)
+pos_quarantine_retry(PosRun *run)
 {
-	Oid			types[] = {INT2OID};
-	Datum		values[] = {Int16GetDatum(model->id)};
+	Oid			types[] = {INT2ARRAYOID};
+	Datum		values[] = {pos_config_ids(run->tree->models)};
 	uint64		n;
-	PosTable   *table = &model->table;
 
-	n = pos_store_execute("SELECT remote_key FROM @.synchronize_quarantine"
-						  " WHERE model = $1 ORDER BY id",
+	n = pos_store_execute("SELECT model, remote_key,"
+						  " count(*) OVER (PARTITION BY model)"
+						  " FROM @.synchronize_quarantine"
+						  " WHERE model = ANY ($1) ORDER BY id",
 						  1, types, values, NULL);
-	table->nretry = 0;
-	table->retry = palloc(Max(n, 1) * model->nkey * sizeof(char *));
 	for (uint64 i = 0; i < n; i++)
 	{
-		char	   *key = SPI_getvalue(SPI_tuptable->vals[i],
-									   SPI_tuptable->tupdesc, 1);
-		Datum		parts[INDEX_MAX_KEYS];
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		bool		isnull;
+		PosModel   *model =
+			pos_config_find(run->tree->models,
+							DatumGetInt16(SPI_getbinval(tuple, desc, 1, &isnull)));
 
-		parts[0] = CStringGetTextDatum(key);
-		if (model->nkey > 1)
-			pos_key_to_parts(parts[0], model->nkey, parts);
-		for (int j = 0; j < model->nkey; j++)
-			table->retry[table->nretry * model->nkey + j] =
-				TextDatumGetCString(parts[j]);
-		table->nretry++;
+		if (model->table.retry == NULL)
+			model->table.retry =
+				palloc(DatumGetInt64(SPI_getbinval(tuple, desc, 3, &isnull)) *
+					   model->nkey * sizeof(char *));
+		add_retry(model, SPI_getvalue(tuple, desc, 2));
 	}
 	SPI_freetuptable(SPI_tuptable);
 }

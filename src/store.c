@@ -22,6 +22,16 @@
 static char schema_sql[NAMEDATALEN * 2 + 3];
 static Oid	schema_oid;
 
+/* Prepared statements of this backend, by the address of their text */
+typedef struct StorePlan
+{
+	const char *sql;
+	Oid			schema;			/* of the extension when it was prepared */
+	SPIPlanPtr	plan;
+} StorePlan;
+
+static HTAB *plans = NULL;
+
 /*
  * Remembers the schema of the extension, which is that of the SQL function
  * being called.
@@ -90,9 +100,52 @@ with_schema(const char *sql)
 }
 
 /*
+ * Returns the plan of a statement, made on first use in this backend.  Must be
+ * called as the owner and under the search_path it is to run with.
+ */
+static SPIPlanPtr
+get_plan(const char *sql, int nargs, Oid *types)
+{
+	StorePlan  *entry;
+	bool		found;
+
+	if (plans == NULL)
+	{
+		HASHCTL		ctl = {.keysize = sizeof(char *),.entrysize = sizeof(StorePlan)};
+
+		plans = hash_create("possync plans", 32, &ctl, HASH_ELEM | HASH_BLOBS);
+	}
+	entry = hash_search(plans, &sql, HASH_ENTER, &found);
+	if (!found)
+		entry->plan = NULL;
+	if (entry->plan != NULL && entry->schema != schema_oid)
+	{
+		/* the extension was created anew elsewhere */
+		SPI_freeplan(entry->plan);
+		entry->plan = NULL;
+	}
+	if (entry->plan == NULL)
+	{
+		char	   *statement = with_schema(sql);
+		SPIPlanPtr	plan = SPI_prepare(statement, nargs, types);
+
+		if (plan == NULL)
+			elog(ERROR, "SPI_prepare failed: %s",
+				 SPI_result_code_string(SPI_result));
+		if (SPI_keepplan(plan) != 0)
+			elog(ERROR, "SPI_keepplan failed");
+		entry->plan = plan;
+		entry->schema = schema_oid;
+		pfree(statement);
+	}
+	return entry->plan;
+}
+
+/*
  * Runs one statement on possync's own tables, written with "@." for the
- * extension's schema.  SPI must be connected; a result stands in SPI_tuptable.
- * Returns the number of rows processed.
+ * extension's schema.  sql must be a string constant: its address is what the
+ * plan is remembered by.  SPI must be connected; a result stands in
+ * SPI_tuptable.  Returns the number of rows processed.
  */
 uint64
 pos_store_execute(const char *sql, int nargs, Oid *types, Datum *values,
@@ -101,7 +154,6 @@ pos_store_execute(const char *sql, int nargs, Oid *types, Datum *values,
 	Oid			saved_user;
 	int			saved_context;
 	int			nestlevel = NewGUCNestLevel();
-	char	   *statement = with_schema(sql);
 	int			rc;
 	MemoryContext context = CurrentMemoryContext;
 
@@ -110,14 +162,11 @@ pos_store_execute(const char *sql, int nargs, Oid *types, Datum *values,
 							 GUC_ACTION_SAVE, true, 0, false);
 	pos_store_as_owner(pos_store_relid("synchronize_model"), &saved_user,
 					   &saved_context);
-	rc = SPI_execute_with_args(statement, nargs, types, values, nulls,
-							   false, 0);
+	rc = SPI_execute_plan(get_plan(sql, nargs, types), values, nulls, false, 0);
 	if (rc < 0)
-		elog(ERROR, "SPI_execute_with_args failed: %s",
-			 SPI_result_code_string(rc));
+		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(rc));
 	SetUserIdAndSecContext(saved_user, saved_context);
 	AtEOXact_GUC(true, nestlevel);
-	pfree(statement);
 	MemoryContextSwitchTo(context); /* SPI leaves us in its own */
 	return SPI_processed;
 }

@@ -104,8 +104,8 @@ find_changes(PosRun *run)
 		if (model->rel == NULL)
 			continue;
 		pos_stage_table(model);
-		pos_quarantine_retry(run, model);
 	}
+	pos_quarantine_retry(run);
 	tables = tables_of(run, false, &ntables);
 	run->connection->ops->begin(run->connection, tables, ntables,
 								&run->snapshot);

@@ -93,7 +93,7 @@ extern void pos_write_flush(PosRun *run, PosComponent *component);
 extern void pos_write_close(PosModel *model);
 
 /* in quarantine.c */
-extern void pos_quarantine_retry(PosRun *run, PosModel *model);
+extern void pos_quarantine_retry(PosRun *run);
 extern void pos_quarantine_reject(PosRun *run, PosModel *model, Datum remote,
 								  const char *reason, const char *message,
 								  List *candidates, Datum *values, bool *nulls);
