@@ -267,6 +267,10 @@ travels_binary(Oid type)
 	Form_pg_type form;
 	bool		result;
 
+	/* an empty one is sent, but not received */
+	if (type == INT2VECTOROID || type == OIDVECTOROID)
+		return false;
+
 	if (!OidIsValid(inner) && type_is_multirange(type))
 		inner = get_multirange_range(type);
 	if (!OidIsValid(inner) && type_is_range(type))
