@@ -33,14 +33,13 @@ parse_on_error(const char *value)
 
 /*
  * Whether an error is about the run, so that it belongs into its history, and
- * not about the session as a whole.
+ * not about the statement as a whole.  A session that is to end does so with
+ * FATAL and never comes here: such an SQLSTATE is the remote's.
  */
 static bool
 is_reportable(ErrorData *error)
 {
-	return error->sqlerrcode != ERRCODE_QUERY_CANCELED &&
-		error->sqlerrcode != ERRCODE_ADMIN_SHUTDOWN &&
-		error->sqlerrcode != ERRCODE_CRASH_SHUTDOWN;
+	return error->sqlerrcode != ERRCODE_QUERY_CANCELED;
 }
 
 /* Raises a failed run's error as a warning. */

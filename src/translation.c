@@ -98,6 +98,7 @@ typedef struct PosTranslations
 {
 	Relation	rel;
 	TupleTableSlot *slot;
+	MemoryContext scans;		/* of what index scans allocate as they go */
 	MemoryContext context;		/* of the hash tables */
 	Lookup		remote;
 	Lookup		local;
@@ -134,6 +135,7 @@ pos_translation_open(PosRun *run)
 	t->rel = table_open(pos_store_relid("synchronize_translation"),
 						RowExclusiveLock);
 	t->slot = table_slot_create(t->rel, NULL);
+	t->scans = CurrentMemoryContext;
 	t->context = AllocSetContextCreate(CurrentMemoryContext,
 									   "possync translations",
 									   ALLOCSET_DEFAULT_SIZES);
@@ -164,14 +166,24 @@ pos_translation_close(PosRun *run)
 	run->translations = NULL;
 }
 
-/* Finds one key; the row found stands in the slot. */
+/*
+ * Finds one key; the row found stands in the slot.
+ *
+ * Callers work row by row, but what a scan allocates on its way, as for the
+ * dead rows it finds, lives as long as the scan.
+ */
 static bool
 search(PosTranslations *t, Lookup *lookup, PosModel *model, Datum key)
 {
+	MemoryContext old = MemoryContextSwitchTo(t->scans);
+	bool		found;
+
 	lookup->keys[0].sk_argument = Int16GetDatum(model->id);
 	lookup->keys[1].sk_argument = key;
 	index_rescan(lookup->scan, lookup->keys, 2, NULL, 0);
-	return index_getnext_slot(lookup->scan, ForwardScanDirection, t->slot);
+	found = index_getnext_slot(lookup->scan, ForwardScanDirection, t->slot);
+	MemoryContextSwitchTo(old);
+	return found;
 }
 
 /*

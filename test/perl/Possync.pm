@@ -35,9 +35,10 @@ use File::Basename qw(dirname);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Possync::Proxy;
+use Possync::Session;
 use Test::More;
 
-our @EXPORT = qw(connect_till shop is_same);
+our @EXPORT = qw(connect_till shop is_same content);
 
 my $demo = dirname(__FILE__) . '/../../demo';
 
@@ -122,6 +123,23 @@ sub shop
 		],
 		'shop loaded into ' . $node->name);
 	return;
+}
+
+# A line for every table of the user's and of possync's but history, which
+# differs if any row of it was written, be it with the same values.
+sub content
+{
+	my ($node, $database) = @_;
+
+	return $node->safe_psql($database // 'postgres', <<'EOC');
+SELECT c.oid::regclass::text || ' ' || coalesce((xpath('/row/md5/text()', query_to_xml(format(
+	'SELECT md5(string_agg(concat_ws(%L, t.ctid, t.xmin, t.*::text), %L ORDER BY t.tableoid, t.ctid)) FROM %s t',
+	' ', ' ', c.oid::regclass), false, true, '')))[1]::text, 'empty')
+FROM pg_class c
+WHERE c.relkind = 'r' AND c.relnamespace::regnamespace::text !~ '^(pg_|information_schema)'
+  AND c.relname <> 'synchronize_history'
+ORDER BY c.relnamespace, c.relname
+EOC
 }
 
 # Both sides give the same, not empty answer to a query.

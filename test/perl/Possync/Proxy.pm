@@ -13,6 +13,7 @@ Possync::Proxy - a network that can be made to fail
   $proxy->cut_after(10_000); # the same after so many bytes from the server
   $proxy->half_close;        # clients see the end of the stream
   $proxy->blackhole;         # connections stay, nothing passes any more
+  $proxy->hole_after(1_000); # the same after so many bytes from the server
   $proxy->down;              # connections are reset, new ones refused
   $proxy->pass;              # all well again
 
@@ -74,6 +75,7 @@ sub port { return $_[0]{port} }
 sub delay { return $_[0]->command("delay $_[1]") }
 sub cut { return $_[0]->command('cut') }
 sub cut_after { return $_[0]->command("cut_after $_[1]") }
+sub hole_after { return $_[0]->command("hole_after $_[1]") }
 sub half_close { return $_[0]->command('half_close') }
 sub blackhole { return $_[0]->command('blackhole') }
 sub down { return $_[0]->command('down') }
@@ -130,6 +132,7 @@ sub serve
 	my $port = $listener->sockport;
 	my %streams;    # by fileno of from
 	my ($delay, $blackhole, $left) = (0, 0, undef);
+	my $end;    # what happens when none are left
 	my %stats = map { $_ => 0 } qw(connections sent received turns);
 
 	my $drop = sub {
@@ -147,7 +150,8 @@ sub serve
 	my %commands = (
 		delay => sub { $delay = $_[0] },
 		cut => $drop_all,
-		cut_after => sub { $left = $_[0] },
+		cut_after => sub { $left = $_[0]; $end = $drop_all },
+		hole_after => sub { $left = $_[0]; $end = sub { $blackhole = 1 } },
 		half_close => sub {
 			shutdown($_->{to}, SHUT_WR)
 			  for grep { !$_->{client} } values %streams;
@@ -248,7 +252,7 @@ sub serve
 				if (defined $left && $left <= 0)
 				{
 					$left = undef;
-					$drop_all->();
+					$end->();
 					last;
 				}
 			}
