@@ -135,7 +135,7 @@ CREATE TABLE @extschema@.synchronize_quarantine (
 	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 	model smallint NOT NULL,
 	remote_key text NOT NULL,
-	reason text NOT NULL CHECK (reason IN ('ambiguous', 'linked', 'unmatched', 'dependency', 'suppressed', 'error')),
+	reason text NOT NULL CHECK (reason IN ('ambiguous', 'linked', 'unmatched', 'missing', 'dependency', 'suppressed', 'error')),
 	message text NOT NULL,
 	candidates text[],
 	row_image jsonb,

@@ -195,7 +195,10 @@ remove_solved(PosModel *model)
 					  1, types, values, NULL);
 }
 
-/* Stores what was left out and does not stand there in the same words. */
+/*
+ * Stores what was left out and does not stand there in the same words.  That
+ * something refers to a row is said only where nothing better is known of it.
+ */
 static void
 store_rejects(PosRun *run)
 {
@@ -205,16 +208,17 @@ store_rejects(PosRun *run)
 	pos_store_execute("INSERT INTO @.synchronize_quarantine AS q"
 					  " (model, remote_key, reason, message, candidates,"
 					  " row_image, run)"
-					  " SELECT DISTINCT ON (r.model, r.remote_key) r.model,"
-					  " r.remote_key, r.reason, r.message, r.candidates,"
-					  " r.row_image::jsonb, $1"
-					  " FROM possync_rejects r WHERE NOT EXISTS"
+					  " SELECT r.model, r.remote_key, r.reason, r.message,"
+					  " r.candidates, r.row_image::jsonb, $1"
+					  " FROM (SELECT DISTINCT ON (model, remote_key) *"
+					  " FROM possync_rejects"
+					  " ORDER BY model, remote_key, reason = 'missing') r"
+					  " WHERE NOT EXISTS"
 					  " (SELECT 1 FROM @.synchronize_quarantine o"
 					  " WHERE o.model = r.model AND o.remote_key = r.remote_key"
 					  " AND o.reason = r.reason AND o.message = r.message"
 					  " AND o.candidates IS NOT DISTINCT FROM r.candidates"
 					  " AND o.row_image IS NOT DISTINCT FROM r.row_image::jsonb)"
-					  " ORDER BY r.model, r.remote_key, r.reason = 'missing'"
 					  " ON CONFLICT (model, remote_key) DO UPDATE SET"
 					  " reason = EXCLUDED.reason, message = EXCLUDED.message,"
 					  " candidates = EXCLUDED.candidates,"
