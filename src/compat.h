@@ -58,7 +58,7 @@ pos_compat_check_insert(ResultRelInfo *target)
 /* Enters a new row into all indexes; returns those to be checked again. */
 static inline List *
 pos_compat_insert_index_tuples(ResultRelInfo *target, TupleTableSlot *slot,
-						EState *estate)
+							   EState *estate)
 {
 #if PG_VERSION_NUM >= 160000
 	return ExecInsertIndexTuples(target, slot, estate, false, false, NULL, NIL,

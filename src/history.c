@@ -77,41 +77,41 @@ models_json(PosRun *run, bool failed, PosCounts *total)
 	appendStringInfoChar(&buf, '{');
 	if (run->tree != NULL)
 		foreach(lc, run->tree->models)
-		{
-			PosModel   *model = lfirst(lc);
-			PosCounts  *c = &model->counts;
+	{
+		PosModel   *model = lfirst(lc);
+		PosCounts  *c = &model->counts;
 
-			/* what a failed run had done is undone */
-			if (failed)
-				c->created = c->matched = c->updated = c->unchanged =
-					c->left_out = 0;
-			total->read += c->read;
-			total->created += c->created;
-			total->matched += c->matched;
-			total->updated += c->updated;
-			total->unchanged += c->unchanged;
-			total->left_out += c->left_out;
-			if (!model->table.changed)
-				continue;
-			if (buf.len > 1)
-				appendStringInfoString(&buf, ", ");
-			escape_json(&buf, model->name);
-			appendStringInfo(&buf, ": {\"read\": " INT64_FORMAT
-							 ", \"created\": " INT64_FORMAT
-							 ", \"matched\": " INT64_FORMAT
-							 ", \"updated\": " INT64_FORMAT
-							 ", \"unchanged\": " INT64_FORMAT
-							 ", \"left_out\": " INT64_FORMAT
-							 ", \"milliseconds\": %.3f",
-							 c->read, c->created, c->matched, c->updated,
-							 c->unchanged, c->left_out, model->milliseconds);
-			if (model->table.next_position != NULL)
-			{
-				appendStringInfoString(&buf, ", \"position\": ");
-				escape_json(&buf, model->table.next_position);
-			}
-			appendStringInfoChar(&buf, '}');
+		/* what a failed run had done is undone */
+		if (failed)
+			c->created = c->matched = c->updated = c->unchanged =
+				c->left_out = 0;
+		total->read += c->read;
+		total->created += c->created;
+		total->matched += c->matched;
+		total->updated += c->updated;
+		total->unchanged += c->unchanged;
+		total->left_out += c->left_out;
+		if (!model->table.changed)
+			continue;
+		if (buf.len > 1)
+			appendStringInfoString(&buf, ", ");
+		escape_json(&buf, model->name);
+		appendStringInfo(&buf, ": {\"read\": " INT64_FORMAT
+						 ", \"created\": " INT64_FORMAT
+						 ", \"matched\": " INT64_FORMAT
+						 ", \"updated\": " INT64_FORMAT
+						 ", \"unchanged\": " INT64_FORMAT
+						 ", \"left_out\": " INT64_FORMAT
+						 ", \"milliseconds\": %.3f",
+						 c->read, c->created, c->matched, c->updated,
+						 c->unchanged, c->left_out, model->milliseconds);
+		if (model->table.next_position != NULL)
+		{
+			appendStringInfoString(&buf, ", \"position\": ");
+			escape_json(&buf, model->table.next_position);
 		}
+		appendStringInfoChar(&buf, '}');
+	}
 	appendStringInfoChar(&buf, '}');
 	return buf.data;
 }
@@ -146,7 +146,7 @@ Datum
 pos_history_record(PosRun *run, const char *model, TimestampTz started,
 				   ErrorData *error)
 {
-	static Oid types[] = {
+	static Oid	types[] = {
 		INT4OID, TEXTOID, NAMEOID, TEXTOID, TEXTOID, TIMESTAMPTZOID,
 		TIMESTAMPTZOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID,
 		INT8OID, TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,

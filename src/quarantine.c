@@ -83,8 +83,8 @@ pos_quarantine_retry(PosRun *run)
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 		bool		isnull;
 		PosModel   *model =
-			pos_config_find(run->tree->models,
-							DatumGetInt16(SPI_getbinval(tuple, desc, 1, &isnull)));
+		pos_config_find(run->tree->models,
+						DatumGetInt16(SPI_getbinval(tuple, desc, 1, &isnull)));
 
 		if (model->table.retry == NULL)
 			model->table.retry =
@@ -130,8 +130,8 @@ key_array(PosModel *model, List *keys)
 
 	foreach(lc, keys)
 		texts[foreach_current_index(lc)] =
-			CStringGetTextDatum(pos_key_string(PointerGetDatum(lfirst(lc)),
-											   model->local_int));
+		CStringGetTextDatum(pos_key_string(PointerGetDatum(lfirst(lc)),
+										   model->local_int));
 	return PointerGetDatum(construct_array(texts, list_length(keys), TEXTOID,
 										   -1, false, TYPALIGN_INT));
 }
@@ -235,7 +235,7 @@ pos_quarantine_store(PosRun *run)
 	pos_rowset_publish(rejects(run));
 	foreach(lc, run->tree->models)
 		if (((PosModel *) lfirst(lc))->table.nretry > 0)
-			remove_solved(lfirst(lc));
+		remove_solved(lfirst(lc));
 	if (pos_rowset_count(run->rejects) > 0)
 		store_rejects(run);
 }

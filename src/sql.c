@@ -90,8 +90,8 @@ has_index(Relation rel, Bitmapset *columns)
 		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
 		Form_pg_index form = index->rd_index;
 		bool		usable = form->indisvalid &&
-			index->rd_rel->relam == BTREE_AM_OID &&
-			RelationGetIndexPredicate(index) == NIL;
+		index->rd_rel->relam == BTREE_AM_OID &&
+		RelationGetIndexPredicate(index) == NIL;
 
 		for (int i = 0; i < form->indnkeyatts && usable; i++)
 			usable = bms_is_member(form->indkey.values[i], columns);

@@ -117,7 +117,7 @@ pos_stage_layout(PosModel *model)
 	}
 	foreach(lc, model->references)
 		if (((PosReference *) lfirst(lc))->inner)
-			ninner++;
+		ninner++;
 
 	natts = POS_STAGE_FIRST + model->nwritten + ninner;
 	model->stage = CreateTemplateTupleDesc(natts);

@@ -172,7 +172,8 @@ pos_sync_pull(PosRun *run)
 	int			ntables;
 	ListCell   *lc;
 
-	lock_models(run);
+	if (!run->dry)
+		lock_models(run);
 	/* positions may have been moved by the run we waited for */
 	pos_config_positions(run->tree->models);
 	report_mismatches(run, pos_tree_check(run->tree));

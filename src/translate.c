@@ -126,7 +126,7 @@ set_parts(PosReference *reference, Datum *wire, bool *wirenulls,
 /* Translates one reference; returns false if its parent is not here. */
 static bool
 translate_one(PosRun *run, PosReference *reference, Datum remote, Datum *values,
-		  bool *nulls, bool *pending)
+			  bool *nulls, bool *pending)
 {
 	Datum		local;
 	bool		made;
@@ -264,7 +264,7 @@ pos_translate_inner(PosRun *run, PosModel *model, bool identity_only,
 		if (reference->inner && !nulls[reference->staged] &&
 			(!identity_only || identifies(reference)) &&
 			!translate_one(run, reference, values[reference->staged], values,
-					   nulls, pending))
+						   nulls, pending))
 			return reference;
 	}
 	return NULL;

@@ -44,7 +44,8 @@ enum
 
 /* What else is known of a translation in the hash table */
 #define KNOWN_CREATED	0x01	/* its row was made in this run */
-#define KNOWN_PENDING	0x02	/* its row would be made, were it not a dry run */
+#define KNOWN_PENDING	0x02	/* its row would be made, were it not a dry
+								 * run */
 
 typedef struct TranslationEntry
 {

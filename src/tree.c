@@ -248,22 +248,22 @@ find_references(List *models, PosModel *model)
 
 	for (int nkeys = 1; nkeys <= INDEX_MAX_KEYS; nkeys++)
 		foreach(lc, fks)
-		{
-			ForeignKeyCacheInfo *fk = lfirst(lc);
-			PosModel   *parent = referenced_model(models, fk);
+	{
+		ForeignKeyCacheInfo *fk = lfirst(lc);
+		PosModel   *parent = referenced_model(models, fk);
 
-			if (fk->nkeys != nkeys || parent == NULL || !takes_part(model, fk))
-				continue;
-			if (parent->on_unknown == POS_IGNORE)
-			{
-				/* its rows are never here: nothing to refer to */
-				for (int i = 0; i < fk->nkeys; i++)
-					find_field(model, fk->conkey[i])->copy = false;
-				continue;
-			}
-			model->depends = list_append_unique_ptr(model->depends, parent);
-			resolve_foreign_key(models, model, fk, parent);
+		if (fk->nkeys != nkeys || parent == NULL || !takes_part(model, fk))
+			continue;
+		if (parent->on_unknown == POS_IGNORE)
+		{
+			/* its rows are never here: nothing to refer to */
+			for (int i = 0; i < fk->nkeys; i++)
+				find_field(model, fk->conkey[i])->copy = false;
+			continue;
 		}
+		model->depends = list_append_unique_ptr(model->depends, parent);
+		resolve_foreign_key(models, model, fk, parent);
+	}
 }
 
 /* Tarjan's algorithm over the models that one leads to. */
@@ -306,7 +306,10 @@ visit(Walk *walk, PosModel *model)
 	if (model->lowlink != model->index)
 		return;
 
-	/* model is the first of its component; the rest of the stack belongs to it */
+	/*
+	 * model is the first of its component; the rest of the stack belongs to
+	 * it
+	 */
 	component = palloc0(sizeof(PosComponent));
 	do
 	{
@@ -378,7 +381,7 @@ pos_tree_load(const char *name)
 		open_model(lfirst(lc));
 	foreach(lc, models)
 		if (((PosModel *) lfirst(lc))->rel != NULL)
-			find_references(models, lfirst(lc));
+		find_references(models, lfirst(lc));
 
 	tree->opened = models;
 	tree->root = linitial(models);

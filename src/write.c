@@ -116,7 +116,7 @@ component_is_bulk(PosComponent *component)
 
 	foreach(lc, component->models)
 		if (!pos_bulk_possible(((PosModel *) lfirst(lc))->rel))
-			return false;
+		return false;
 	return true;
 }
 
