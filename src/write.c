@@ -403,6 +403,7 @@ insert(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 		return;
 	}
 	values[POS_STAGE_N] = Int64GetDatum(pos_rowset_count(writer->inserts) + 1);
+	nulls[POS_STAGE_N] = false;
 	pos_rowset_put(writer->inserts, values, nulls);
 	if (pos_rowset_count(writer->inserts) >= STATEMENT_ROWS &&
 		!model->component->inner)
