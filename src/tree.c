@@ -23,6 +23,7 @@
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "model.h"
+#include "rewrite/rewriteHandler.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -431,6 +432,26 @@ check_foreign_keys(PosTree *tree, PosModel *model, List *sentences)
 	return sentences;
 }
 
+/* Whether a type is a domain that refuses nulls, itself or one it is over. */
+static bool
+refuses_null(Oid type)
+{
+	while (get_typtype(type) == TYPTYPE_DOMAIN)
+	{
+		HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(type));
+		bool		notnull;
+
+		if (!HeapTupleIsValid(tuple))
+			elog(ERROR, "cache lookup failed for type %u", type);
+		notnull = ((Form_pg_type) GETSTRUCT(tuple))->typnotnull;
+		type = ((Form_pg_type) GETSTRUCT(tuple))->typbasetype;
+		ReleaseSysCache(tuple);
+		if (notnull)
+			return true;
+	}
+	return false;
+}
+
 /* Adds a sentence for every column that a new row needs and nobody supplies. */
 static List *
 check_required(PosModel *model, List *sentences)
@@ -442,8 +463,9 @@ check_required(PosModel *model, List *sentences)
 		Form_pg_attribute attr = TupleDescAttr(desc, a);
 		PosField   *field;
 
-		if (attr->attisdropped || attr->attgenerated || attr->attidentity ||
-			!attr->attnotnull || attr->atthasdef)
+		if (attr->attisdropped || attr->attgenerated ||
+			!(attr->attnotnull || refuses_null(attr->atttypid)) ||
+			build_column_default(model->rel, attr->attnum) != NULL)
 			continue;
 		field = find_field(model, attr->attnum);
 		if (field != NULL && (field->copy || field->fixed != NULL))

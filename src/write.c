@@ -30,6 +30,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/rls.h"
 #include "utils/snapmgr.h"
 
 /* Rows gathered before an INSERT or UPDATE is run */
@@ -508,6 +509,14 @@ static void
 take_difference(PosRun *run, PosModel *model, bool missing, Datum *values,
 				bool *nulls)
 {
+	if (missing &&
+		check_enable_rls(model->relid, InvalidOid, true) == RLS_ENABLED)
+	{
+		pos_quarantine_reject(run, model, values[POS_STAGE_REMOTE], "suppressed",
+							  "its local row is not there, or a policy hides it",
+							  NIL, values, nulls);
+		return;
+	}
 	if (missing)
 		model->counts.created++;
 	if (run->dry)
