@@ -12,8 +12,8 @@
 #include "possync.h"
 
 #include "nodes/bitmapset.h"
+#include "run.h"
 #include "sql.h"
-#include "sync.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 

@@ -10,8 +10,8 @@
 #include "possync.h"
 
 #include "catalog/pg_type.h"
+#include "run.h"
 #include "store.h"
-#include "sync.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/json.h"

@@ -13,7 +13,7 @@
 
 #include "executor/spi.h"
 #include "miscadmin.h"
-#include "sync.h"
+#include "run.h"
 #include "utils/memutils.h"
 
 struct PosRowset

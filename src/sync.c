@@ -14,9 +14,9 @@
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
+#include "run.h"
 #include "storage/lmgr.h"
 #include "store.h"
-#include "sync.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 

@@ -11,7 +11,7 @@
 #include "possync.h"
 
 #include "catalog/pg_type.h"
-#include "sync.h"
+#include "run.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 

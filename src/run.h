@@ -1,9 +1,9 @@
 /*
- * sync.h
+ * run.h
  *		One run, shared by the files that carry it out.
  */
-#ifndef POSSYNC_SYNC_H
-#define POSSYNC_SYNC_H
+#ifndef POSSYNC_RUN_H
+#define POSSYNC_RUN_H
 
 #include "model.h"
 #include "utils/tuplestore.h"
@@ -108,4 +108,4 @@ extern Datum pos_history_record(PosRun *run, const char *model,
 								TimestampTz started, ErrorData *error);
 extern void pos_history_positions(PosRun *run);
 
-#endif							/* POSSYNC_SYNC_H */
+#endif							/* POSSYNC_RUN_H */
