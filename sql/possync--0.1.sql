@@ -147,6 +147,35 @@ CREATE TABLE @extschema@.synchronize_quarantine (
 COMMENT ON TABLE @extschema@.synchronize_quarantine IS 'rows that were left out, and why; every run tries them again';
 COMMENT ON COLUMN @extschema@.synchronize_quarantine.candidates IS 'local keys between which somebody has to choose';
 
+-- Committed changes waiting to be pushed.  The entries of one transaction stand
+-- together, so that they can be taken together.
+CREATE TABLE @extschema@.synchronize_queue (
+	txid xid8 NOT NULL,
+	id bigint GENERATED ALWAYS AS IDENTITY,
+	model smallint NOT NULL,
+	operation "char" NOT NULL,
+	local_key bigint,
+	local_key_text text,
+	image json NOT NULL,
+	queued_at timestamptz NOT NULL,
+	PRIMARY KEY (txid, id)
+);
+
+COMMENT ON TABLE @extschema@.synchronize_queue IS 'committed changes waiting to be pushed';
+COMMENT ON COLUMN @extschema@.synchronize_queue.txid IS 'the transaction that made the change; only tells which entries belong together';
+COMMENT ON COLUMN @extschema@.synchronize_queue.operation IS 'i insert, u update, d delete';
+COMMENT ON COLUMN @extschema@.synchronize_queue.image IS 'the row, old one of a delete: columns by name, values in text form';
+
+-- Queued transactions that wait for a person, or for one that does.
+CREATE TABLE @extschema@.synchronize_held (
+	txid xid8 PRIMARY KEY,
+	quarantine bigint NOT NULL,
+	since timestamptz NOT NULL DEFAULT now()
+);
+
+COMMENT ON TABLE @extschema@.synchronize_held IS 'queued transactions that could not be pushed, or that depend on one that could not';
+COMMENT ON COLUMN @extschema@.synchronize_held.quarantine IS 'the entry of synchronize_quarantine that tells why';
+
 GRANT SELECT ON @extschema@.synchronize_model, @extschema@.synchronize_field,
 	@extschema@.synchronize_child, @extschema@.synchronize_position,
 	@extschema@.synchronize_history TO PUBLIC;
@@ -161,6 +190,9 @@ SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_history', ''
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_history_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_quarantine', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_quarantine_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_queue', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_held', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_queue_id_seq', '');
 
 /*
  * Connections.  A wrapper without handler: servers and user mappings are where

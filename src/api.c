@@ -5,9 +5,11 @@
 #include "possync.h"
 
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "queue.h"
 #include "run.h"
 #include "store.h"
 #include "utils/builtins.h"
@@ -15,8 +17,10 @@
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
+#include "worker.h"
 
 PG_FUNCTION_INFO_V1(possync_pull);
+PG_FUNCTION_INFO_V1(possync_push);
 
 static bool
 parse_on_error(const char *value)
@@ -63,6 +67,7 @@ pull(PosRun *run, bool raise)
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	ErrorData  *volatile error = NULL;
+	bool		muted = pos_queue_mute(true);
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
@@ -88,6 +93,7 @@ pull(PosRun *run, bool raise)
 		RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_END_TRY();
+	pos_queue_mute(muted);
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
 	if (error != NULL && (raise || !is_reportable(error)))
@@ -125,7 +131,7 @@ possync_pull(PG_FUNCTION_ARGS)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	MemoryContextSwitchTo(run->context);
-	run->tree = pos_tree_load(model);
+	run->tree = pos_tree_load(model, false);
 	if (!run->dry)
 		run->id = pos_history_next_id();
 	error = pull(run, raise);
@@ -135,5 +141,73 @@ possync_pull(PG_FUNCTION_ARGS)
 	result = pos_history_record(run, model, started, error);
 	SPI_finish();
 	MemoryContextDelete(run->context);
+	return result;
+}
+
+static int
+sqlstate_code(const char *text)
+{
+	return MAKE_SQLSTATE(text[0], text[1], text[2], text[3], text[4]);
+}
+
+/* Returns the number of a model.  Errors if there is none of this name. */
+static int16
+find_model(const char *name)
+{
+	char	   *server;
+
+	return ((PosModel *) linitial(pos_config_models(name, &server)))->id;
+}
+
+/*
+ * possync_push(model text, on_error text) returns synchronize_history
+ *
+ * Sends what is queued for the server of a model, in a background worker with
+ * transactions of its own, and waits for it.  What the caller has not committed
+ * yet is not sent.  A push that fails leaves the queue as it is, to be sent by
+ * the next one; it is recorded in history with the error, which is raised as a
+ * warning, or with on_error => 'raise' as an error.
+ */
+Datum
+possync_push(PG_FUNCTION_ARGS)
+{
+	char	   *model = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	bool		raise = parse_on_error(text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	Oid			types[] = {INT4OID};
+	Datum		values[1];
+	int32		id;
+	char	   *error;
+	Datum		result;
+
+	PreventCommandIfReadOnly("possync_push()");
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("possync_push() cannot be called in a transaction with isolation level REPEATABLE READ or SERIALIZABLE"),
+				 errdetail("It would not see what the push did.")));
+	pos_store_init(fcinfo->flinfo->fn_oid);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	id = pos_history_next_id();
+	pos_worker_push(fcinfo->flinfo->fn_oid, find_model(model), id);
+
+	values[0] = Int32GetDatum(id);
+	if (pos_store_execute("SELECT * FROM @.synchronize_history WHERE id = $1",
+						  1, types, values, NULL) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("the worker that was to push \"%s\" ended before it began", model),
+				 errhint("The server's log says why.")));
+	error = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+						 SPI_fnumber(SPI_tuptable->tupdesc, "error"));
+	if (error != NULL)
+		ereport(raise ? ERROR : WARNING,
+				(errcode(sqlstate_code(SPI_getvalue(SPI_tuptable->vals[0],
+													SPI_tuptable->tupdesc,
+													SPI_fnumber(SPI_tuptable->tupdesc, "sqlstate")))),
+				 errmsg("push of \"%s\" failed: %s", model, error)));
+	result = PointerGetDatum(SPI_returntuple(SPI_tuptable->vals[0],
+											 CreateTupleDescCopy(SPI_tuptable->tupdesc)));
+	SPI_finish();
 	return result;
 }

@@ -30,6 +30,7 @@
 									 * moment */
 #define POS_CAP_CHANGED		0x02	/* can read only what changed since a
 									 * position */
+#define POS_CAP_WRITE		0x04	/* rows can be written, and keys made ahead */
 
 /* In which form a column is delivered */
 typedef enum PosForm
@@ -83,6 +84,40 @@ typedef struct PosTable
 	bool		settled;		/* next_position is past every row there now,
 								 * so that storing it spares the next read */
 } PosTable;
+
+/* What one step of a write does */
+typedef enum PosStepKind
+{
+	POS_STEP_KEYS,				/* makes nrows keys: answers with their columns */
+	POS_STEP_MATCH,				/* answers with the keys of the rows that have the
+								 * same values in the columns; null equals null */
+	POS_STEP_INSERT,			/* inserts rows; those whose key is there already
+								 * are passed over */
+	POS_STEP_UPDATE,			/* sets columns of the rows with these keys */
+	POS_STEP_DELETE				/* deletes the rows with these keys */
+} PosStepKind;
+
+/*
+ * One step of a write, for one table.  Rows are a JSON array of nrows objects
+ * with remote column names and the values' text (or null).  Keys in answers are
+ * texts, nkey of them for each.
+ */
+typedef struct PosStep
+{
+	PosStepKind kind;
+	PosTable   *table;
+	int			ncolumns;		/* remote columns: KEYS those to be made, MATCH
+								 * those compared, else those set */
+	const char **columns;
+	int			nrows;
+	const char *rows;
+
+	/* set by write */
+	int64		affected;		/* rows inserted, updated, deleted */
+	int			nanswers;
+	int		   *row;			/* MATCH: to which row an answer belongs, from 0 */
+	char	  **answers;
+} PosStep;
 
 /* What begin tells about the source */
 typedef struct PosSnapshot
@@ -146,6 +181,20 @@ typedef struct PosConnectionOps
 	 * unread.  Does not wait for the remote.
 	 */
 	void		(*finish) (PosConnection *connection);
+
+	/*
+	 * Makes ready for writing to the tables: finds out what they look like,
+	 * unless that is known, and compares as describe does.
+	 */
+	List	   *(*expect) (PosConnection *connection, PosTable **tables, int ntables);
+
+	/*
+	 * Carries out all steps in one remote transaction and one round trip, or
+	 * none of them.  An error leaves the session usable unless the connection
+	 * is lost; then the steps may have been carried out or not, and have to be
+	 * repeated.
+	 */
+	void		(*write) (PosConnection *connection, PosStep **steps, int nsteps);
 
 	/* Bytes received since begin */
 	uint64		(*received) (PosConnection *connection);

@@ -38,19 +38,20 @@ static uint64 received(PosConnection *connection);
 
 const PosConnectionOps pos_connection_postgres = {
 	.wrapper = "possync_postgres",
-	.capabilities = POS_CAP_SNAPSHOT | POS_CAP_CHANGED,
+	.capabilities = POS_CAP_SNAPSHOT | POS_CAP_CHANGED | POS_CAP_WRITE,
 	.get = pos_pg_session_get,
 	.begin = begin,
 	.describe = describe,
 	.request = request,
 	.next = next,
 	.finish = finish,
+	.expect = pos_pg_expect_tables,
+	.write = pos_pg_write,
 	.received = received,
 };
 
 static Attempt try_begin(PosPgSession *session, PosTable **tables, int ntables,
 						 bool kept);
-static bool drain(PosPgSession *session);
 static bool send_begin(PosPgSession *session, const char *question);
 static bool send_piped(PosPgSession *session, const char *sql);
 static void expect_piped(PosPgSession *session, ExecStatusType status);
@@ -281,7 +282,7 @@ try_begin(PosPgSession *session, PosTable **tables, int ntables, bool kept)
 
 	if (!send_begin(session, question.data) && kept)
 		return ATTEMPT_LOST;
-	if (session->state == POS_PG_ENDING && !drain(session))
+	if (session->state == POS_PG_ENDING && !pos_pg_session_drain(session))
 		return ATTEMPT_LOST;
 
 	if (kept && !pos_pg_answers(session, session->options.connect_timeout))
@@ -324,27 +325,6 @@ try_begin(PosPgSession *session, PosTable **tables, int ntables, bool kept)
 	}
 
 	return ATTEMPT_DONE;
-}
-
-/*
- * Reads the answer to the end of the last transaction.  Returns false if the
- * connection does not give it.
- */
-static bool
-drain(PosPgSession *session)
-{
-	static const ExecStatusType expected[] = {
-		PGRES_COMMAND_OK, PGRES_FATAL_ERROR /* no result */ , PGRES_PIPELINE_SYNC
-	};
-
-	for (int i = 0; i < lengthof(expected); i++)
-	{
-		if (!pos_pg_answers(session, session->options.connect_timeout) ||
-			PQresultStatus(pos_pg_result(session)) != expected[i])
-			return false;
-	}
-
-	return true;
 }
 
 /*

@@ -9,6 +9,7 @@
  * postgres_describe.c		what the remote tables look like
  * postgres_query.c			the SQL that is sent
  * postgres_convert.c		from the wire to datums
+ * postgres_write.c			the other direction: rows sent, keys made there
  *
  * Nobody else includes this file or libpq-fe.h.
  */
@@ -52,6 +53,7 @@ typedef struct PosPgAttribute
 	char		elemtype;		/* typtype of an array's elements, else 0 */
 	bool		notnull;
 	bool		readable;
+	char	   *made_by;		/* expression of its default, or NULL */
 } PosPgAttribute;
 
 /* A remote table as it was when it was last looked at */
@@ -61,6 +63,7 @@ typedef struct PosPgRelation
 	char	   *remote;			/* the caller's spelling */
 	const char *sql;			/* for FROM, with ONLY where it means
 								 * something */
+	const char *type;			/* the name of its row type */
 	bool		exists;
 	bool		readable;		/* USAGE on the schema */
 	int			nattributes;
@@ -119,6 +122,7 @@ extern PosConnection *pos_pg_session_get(ForeignServer *server,
 										 UserMapping *mapping);
 extern void pos_pg_session_close(PosPgSession *session);
 extern void pos_pg_session_end(PosPgSession *session, const char *command);
+extern bool pos_pg_session_drain(PosPgSession *session);
 extern void pos_pg_session_forget_read(PosPgSession *session);
 extern void pos_pg_session_enter(PosPgSession *session);
 extern void pos_pg_session_leave(PosPgSession *session);
@@ -165,6 +169,12 @@ extern char *pos_pg_query_positions(PosPgSession *session, PosTable **tables,
 extern char *pos_pg_query_rows(PosPgSession *session, PosTable *table,
 							   PosPgPlan *plan);
 extern bool pos_pg_query_probed(PosPgSession *session, PosTable *table);
+
+/* in postgres_write.c */
+extern List *pos_pg_expect_tables(PosConnection *connection, PosTable **tables,
+								  int ntables);
+extern void pos_pg_write(PosConnection *connection, PosStep **steps,
+						 int nsteps);
 
 /* in postgres_convert.c */
 extern bool pos_pg_convertible(PosPgAttribute *attribute, PosColumn *column);

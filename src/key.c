@@ -143,21 +143,38 @@ pos_key_to_columns(PosModel *model, Datum key, Datum *values)
 	}
 }
 
+/*
+ * Returns the canonical key of the values of one or more columns of the given
+ * types.
+ */
+Datum
+pos_key_from_values(int nkey, Oid *types, Datum *values)
+{
+	Oid			base = getBaseType(types[0]);
+	Datum	   *texts;
+
+	if (nkey == 1 && pos_key_is_integer(base))
+		return pos_key_from_integer(base, values[0]);
+	if (nkey == 1)
+		return column_text(types[0], values[0]);
+
+	texts = palloc(nkey * sizeof(Datum));
+	for (int i = 0; i < nkey; i++)
+		texts[i] = column_text(types[i], values[i]);
+	return pos_key_from_parts(nkey, texts);
+}
+
 /* Returns the canonical local key of the values of a model's key columns. */
 Datum
 pos_key_from_columns(PosModel *model, Datum *values)
 {
-	Datum	   *texts;
+	Oid			types[INDEX_MAX_KEYS];
 
 	if (model->local_int)
 		return pos_key_from_integer(model->key[0]->base, values[0]);
-	if (model->nkey == 1)
-		return column_text(model->key[0]->type, values[0]);
-
-	texts = palloc(model->nkey * sizeof(Datum));
 	for (int i = 0; i < model->nkey; i++)
-		texts[i] = column_text(model->key[i]->type, values[i]);
-	return pos_key_from_parts(model->nkey, texts);
+		types[i] = model->key[i]->type;
+	return pos_key_from_values(model->nkey, types, values);
 }
 
 /* Returns a canonical key as a C string, for messages and quarantine. */

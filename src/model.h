@@ -139,6 +139,8 @@ struct PosModel
 	PosTable	table;
 	bool		remote_int;		/* forms of the canonical keys */
 	bool		local_int;
+	bool		from_int;		/* the same by direction: source's and target's */
+	bool		to_int;
 	TupleDesc	stage;
 	int			nwritten;
 	PosField  **written;		/* in order of their columns in a staged row */
@@ -152,6 +154,7 @@ struct PosModel
 	PosRowset  *unknown;
 	PosRowset  *creates;
 	PosWriter  *writer;
+	struct PosOutgoing *outgoing;	/* rows of a batch to be pushed, see push.h */
 	PosCounts	counts;
 	double		milliseconds;
 };
@@ -182,7 +185,7 @@ extern void pos_config_children(List *models);
 extern void pos_config_positions(List *models);
 
 /* in tree.c */
-extern PosTree *pos_tree_load(const char *name);
+extern PosTree *pos_tree_load(const char *name, bool all);
 extern List *pos_tree_check(PosTree *tree);
 extern void pos_tree_close(PosTree *tree);
 extern PosModel *pos_tree_find(List *models, Oid relid);
@@ -198,6 +201,7 @@ extern Datum pos_key_from_integer(Oid base, Datum value);
 extern Datum pos_key_from_parts(int nparts, Datum *texts);
 extern void pos_key_to_parts(Datum key, int nparts, Datum *texts);
 extern void pos_key_to_columns(PosModel *model, Datum key, Datum *values);
+extern Datum pos_key_from_values(int nkey, Oid *types, Datum *values);
 extern Datum pos_key_from_columns(PosModel *model, Datum *values);
 extern char *pos_key_string(Datum key, bool is_int);
 extern Datum pos_key_from_string(const char *string, bool is_int);

@@ -30,7 +30,8 @@ enum
 	D_BASENAME,
 	D_ELEMTYPE,
 	D_NOTNULL,
-	D_READABLE
+	D_READABLE,
+	D_DEFAULT
 };
 
 static const char *const describe_sql =
@@ -38,7 +39,11 @@ static const char *const describe_sql =
 " a.attname, format_type(a.atttypid, a.atttypmod),"
 " b.oid, b.typmod, y.typtype, y.typcategory,"
 " coalesce(e.typname, y.typname), e.typtype,"
-" a.attnotnull, has_column_privilege(c.oid, a.attnum, 'SELECT')"
+" a.attnotnull, has_column_privilege(c.oid, a.attnum, 'SELECT'),"
+" CASE WHEN a.attidentity <> '' THEN format('nextval(%%L)',"
+" pg_get_serial_sequence(format('%%I.%%I', s.nspname, c.relname), a.attname))"
+" WHEN a.attgenerated = '' THEN (SELECT pg_get_expr(f.adbin, f.adrelid)"
+" FROM pg_attrdef f WHERE f.adrelid = c.oid AND f.adnum = a.attnum) END"
 " FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY t(schema, name, n)"
 " JOIN pg_namespace s ON s.nspname = t.schema"
 " JOIN pg_class c ON c.relnamespace = s.oid AND c.relname = t.name"
@@ -316,6 +321,7 @@ fill_relation(PosPgRelation *relation, PGresult *res, int first, int last)
 							 PQgetvalue(res, first, D_RELKIND)[0] == RELKIND_RELATION ?
 							 "ONLY " : "",
 							 quote_qualified_identifier(schema, name));
+	relation->type = quote_qualified_identifier(schema, name);
 	relation->readable = PQgetvalue(res, first, D_USAGE)[0] == 't';
 	relation->attributes = palloc0(sizeof(PosPgAttribute) *
 								   relation->nattributes);
@@ -334,6 +340,8 @@ fill_relation(PosPgRelation *relation, PGresult *res, int first, int last)
 		attribute->elemtype = PQgetvalue(res, row, D_ELEMTYPE)[0];
 		attribute->notnull = PQgetvalue(res, row, D_NOTNULL)[0] == 't';
 		attribute->readable = PQgetvalue(res, row, D_READABLE)[0] == 't';
+		if (!PQgetisnull(res, row, D_DEFAULT))
+			attribute->made_by = pstrdup(PQgetvalue(res, row, D_DEFAULT));
 	}
 }
 

@@ -127,6 +127,27 @@ pos_pg_session_end(PosPgSession *session, const char *command)
 }
 
 /*
+ * Reads the answer to the end of the last transaction.  Returns false if the
+ * connection does not give it.
+ */
+bool
+pos_pg_session_drain(PosPgSession *session)
+{
+	static const ExecStatusType expected[] = {
+		PGRES_COMMAND_OK, PGRES_FATAL_ERROR /* no result */ , PGRES_PIPELINE_SYNC
+	};
+
+	for (int i = 0; i < lengthof(expected); i++)
+	{
+		if (!pos_pg_answers(session, session->options.connect_timeout) ||
+			PQresultStatus(pos_pg_result(session)) != expected[i])
+			return false;
+	}
+
+	return true;
+}
+
+/*
  * Forgets what belongs to one read.
  */
 void

@@ -11,6 +11,9 @@
 typedef struct PosRun
 {
 	int32		id;				/* in synchronize_history */
+	List	   *open;			/* of int: batches never confirmed, in a push */
+	bool		match_all;		/* a push looks even for rows that are new here */
+	bool		push;			/* the source is here, the target there */
 	bool		dry;			/* find out what would be done, and do nothing */
 	PosTree    *tree;
 	PosConnection *connection;
@@ -37,6 +40,7 @@ typedef enum PosFound
 
 /* in sync.c */
 extern void pos_sync_pull(PosRun *run);
+extern void pos_sync_report(PosRun *run, List *sentences);
 
 /* in rowset.c: rows in order, on disk if need be, visible to SPI by name */
 extern PosRowset *pos_rowset_create(const char *name, TupleDesc desc);
@@ -54,6 +58,7 @@ extern void pos_translation_close(PosRun *run);
 extern void pos_translation_prepare(PosRun *run, PosModel *model);
 extern PosFound pos_translation_find(PosRun *run, PosModel *model, Datum remote,
 									 Datum *local, bool *made);
+extern int32 pos_translation_run(PosRun *run, PosModel *model, Datum from);
 extern bool pos_translation_is_linked(PosRun *run, PosModel *model,
 									  Datum local);
 extern void pos_translation_add(PosRun *run, PosModel *model, Datum remote,

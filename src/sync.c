@@ -46,8 +46,8 @@ lock_models(PosRun *run)
 }
 
 /* Raises one error about everything that does not fit. */
-static void
-report_mismatches(PosRun *run, List *sentences)
+void
+pos_sync_report(PosRun *run, List *sentences)
 {
 	StringInfoData detail;
 	ListCell   *lc;
@@ -123,7 +123,7 @@ prepare_models(PosRun *run)
 	PosTable  **tables = tables_of(run, false, &ntables);
 	ListCell   *lc;
 
-	report_mismatches(run,
+	pos_sync_report(run,
 					  run->connection->ops->describe(run->connection, tables,
 													 ntables));
 	pos_translation_open(run);
@@ -176,7 +176,7 @@ pos_sync_pull(PosRun *run)
 		lock_models(run);
 	/* positions may have been moved by the run we waited for */
 	pos_config_positions(run->tree->models);
-	report_mismatches(run, pos_tree_check(run->tree));
+	pos_sync_report(run, pos_tree_check(run->tree));
 
 	run->connection = pos_connection_get(run->tree->server);
 	if (find_changes(run))

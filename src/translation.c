@@ -49,8 +49,8 @@ enum
 
 typedef struct TranslationEntry
 {
-	Datum		remote;
-	Datum		local;
+	Datum		from;			/* key at the source */
+	Datum		to;				/* key at the target */
 	char		status;
 	uint8		flags;
 } TranslationEntry;
@@ -59,7 +59,7 @@ typedef struct TranslationEntry
 static uint32
 hash_key(PosModel *model, Datum key)
 {
-	if (model->remote_int)
+	if (model->from_int)
 		return hash_combine(murmurhash32((uint32) (DatumGetInt64(key) >> 32)),
 							murmurhash32((uint32) DatumGetInt64(key)));
 	return DatumGetUInt32(hash_any((unsigned char *) VARDATA_ANY(DatumGetPointer(key)),
@@ -69,7 +69,7 @@ hash_key(PosModel *model, Datum key)
 static bool
 equal_keys(PosModel *model, Datum a, Datum b)
 {
-	if (model->remote_int)
+	if (model->from_int)
 		return a == b;
 	return VARSIZE_ANY_EXHDR(DatumGetPointer(a)) == VARSIZE_ANY_EXHDR(DatumGetPointer(b)) &&
 		memcmp(VARDATA_ANY(DatumGetPointer(a)), VARDATA_ANY(DatumGetPointer(b)),
@@ -79,7 +79,7 @@ equal_keys(PosModel *model, Datum a, Datum b)
 #define SH_PREFIX translation
 #define SH_ELEMENT_TYPE TranslationEntry
 #define SH_KEY_TYPE Datum
-#define SH_KEY remote
+#define SH_KEY from
 #define SH_HASH_KEY(tb, key) hash_key((PosModel *) (tb)->private_data, key)
 #define SH_EQUAL(tb, a, b) equal_keys((PosModel *) (tb)->private_data, a, b)
 #define SH_SCOPE static inline
@@ -187,6 +187,17 @@ search(PosTranslations *t, Lookup *lookup, PosModel *model, Datum key)
 	return found;
 }
 
+/* Returns the index on a model's remote keys, or on its local ones. */
+static Lookup *
+lookup_of(PosRun *run, PosModel *model, bool remote)
+{
+	PosTranslations *t = run->translations;
+
+	if (remote)
+		return model->remote_int ? &t->remote : &t->remote_text;
+	return model->local_int ? &t->local : &t->local_text;
+}
+
 /*
  * Makes ready for a model of the tree, once the forms of its keys are known,
  * and finds out whether it has any translation at all.
@@ -195,9 +206,12 @@ void
 pos_translation_prepare(PosRun *run, PosModel *model)
 {
 	PosTranslations *t = run->translations;
-	Lookup	   *lookup = model->remote_int ? &t->remote : &t->remote_text;
+	Lookup	   *lookup;
 	IndexScanDesc scan;
 
+	model->from_int = run->push ? model->local_int : model->remote_int;
+	model->to_int = run->push ? model->remote_int : model->local_int;
+	lookup = lookup_of(run, model, !run->push);
 	model->translations = translation_create(t->context, 64, model);
 	scan = index_beginscan(t->rel, lookup->index, SnapshotSelf, 1, 0);
 	lookup->keys[0].sk_argument = Int16GetDatum(model->id);
@@ -223,7 +237,7 @@ copy_key(PosTranslations *t, Datum key, bool is_int)
 
 /* Remembers a translation; returns NULL where there is no room. */
 static TranslationEntry *
-remember(PosRun *run, PosModel *model, Datum remote, Datum local, uint8 flags)
+remember(PosRun *run, PosModel *model, Datum from, Datum to, uint8 flags)
 {
 	PosTranslations *t = run->translations;
 	TranslationEntry *entry;
@@ -232,9 +246,9 @@ remember(PosRun *run, PosModel *model, Datum remote, Datum local, uint8 flags)
 	if (!run->dry &&
 		MemoryContextMemAllocated(t->context, false) > CACHE_LIMIT)
 		return NULL;
-	remote = copy_key(t, remote, model->remote_int);
-	entry = translation_insert(model->translations, remote, &found);
-	entry->local = copy_key(t, local, model->local_int);
+	from = copy_key(t, from, model->from_int);
+	entry = translation_insert(model->translations, from, &found);
+	entry->to = copy_key(t, to, model->to_int);
 	entry->flags = flags;
 	return entry;
 }
@@ -244,25 +258,27 @@ remember(PosRun *run, PosModel *model, Datum remote, Datum local, uint8 flags)
  * there is none; entry is NULL if it was found, but could not be remembered.
  */
 static bool
-find(PosRun *run, PosModel *model, Datum remote, Datum *local,
+find(PosRun *run, PosModel *model, Datum from, Datum *to,
 	 TranslationEntry **entry)
 {
 	PosTranslations *t = run->translations;
+	int			column;
 	bool		isnull;
 
-	*entry = translation_lookup(model->translations, remote);
+	*entry = translation_lookup(model->translations, from);
 	if (*entry != NULL)
 	{
-		*local = (*entry)->local;
+		*to = (*entry)->to;
 		return true;
 	}
 	if (!model->has_translations ||
-		!search(t, model->remote_int ? &t->remote : &t->remote_text, model,
-				remote))
+		!search(t, lookup_of(run, model, !run->push), model, from))
 		return false;
-	*local = slot_getattr(t->slot,
-						  (model->local_int ? COL_LOCAL : COL_LOCAL_TEXT) + 1,
-						  &isnull);
+	if (run->push)
+		column = model->remote_int ? COL_REMOTE : COL_REMOTE_TEXT;
+	else
+		column = model->local_int ? COL_LOCAL : COL_LOCAL_TEXT;
+	*to = slot_getattr(t->slot, column + 1, &isnull);
 	if (isnull)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -270,25 +286,25 @@ find(PosRun *run, PosModel *model, Datum remote, Datum *local,
 						model->name),
 				 errhint("Remove the model with possync_remove_model('%s', forget => true) and add it again.",
 						 model->name)));
-	*entry = remember(run, model, remote, *local, 0);
+	*entry = remember(run, model, from, *to, 0);
 	if (*entry != NULL)
-		*local = (*entry)->local;
+		*to = (*entry)->to;
 	return true;
 }
 
 /*
- * Finds the local key of a remote one, and whether its row is known to have
- * been made in this run.  local stays valid as long as the run, or until the
- * next look-up if it is a text.
+ * Finds the target's key of a source's key, and whether its row is known to
+ * have been made in this run.  The key found stays valid as long as the run, or
+ * until the next look-up if it is a text.
  */
 PosFound
-pos_translation_find(PosRun *run, PosModel *model, Datum remote, Datum *local,
+pos_translation_find(PosRun *run, PosModel *model, Datum from, Datum *to,
 					 bool *made)
 {
 	TranslationEntry *entry;
 
 	*made = false;
-	if (!find(run, model, remote, local, &entry))
+	if (!find(run, model, from, to, &entry))
 		return POS_MISSING;
 	if (entry == NULL)
 		return POS_FOUND;
@@ -296,14 +312,26 @@ pos_translation_find(PosRun *run, PosModel *model, Datum remote, Datum *local,
 	return entry->flags & KNOWN_PENDING ? POS_PENDING : POS_FOUND;
 }
 
-/* Whether a local row is linked with any remote one; after a flush. */
-bool
-pos_translation_is_linked(PosRun *run, PosModel *model, Datum local)
+/* Returns the run in which a row was linked; 0 if it is not. */
+int32
+pos_translation_run(PosRun *run, PosModel *model, Datum from)
 {
-	PosTranslations *t = run->translations;
+	bool		isnull;
 
+	if (!model->has_translations ||
+		!search(run->translations, lookup_of(run, model, !run->push), model,
+				from))
+		return 0;
+	return DatumGetInt32(slot_getattr(run->translations->slot, COL_RUN + 1,
+									  &isnull));
+}
+
+/* Whether a row of the target is linked with any of the source; after a flush. */
+bool
+pos_translation_is_linked(PosRun *run, PosModel *model, Datum to)
+{
 	return model->has_translations &&
-		search(t, model->local_int ? &t->local : &t->local_text, model, local);
+		search(run->translations, lookup_of(run, model, run->push), model, to);
 }
 
 /*
@@ -323,7 +351,8 @@ pos_translation_add(PosRun *run, PosModel *model, Datum remote, Datum local,
 		if (created)
 			local = model->local_int ? Int64GetDatum(t->pending++) :
 				CStringGetTextDatum("");
-		remember(run, model, remote, local, created ? KNOWN_PENDING : 0);
+		remember(run, model, run->push ? local : remote,
+				 run->push ? remote : local, created ? KNOWN_PENDING : 0);
 		return;
 	}
 
@@ -347,7 +376,8 @@ pos_translation_add(PosRun *run, PosModel *model, Datum remote, Datum local,
 	}
 	if (pos_bulk_put(t->bulk, values, nulls))
 		pos_bulk_flush(t->bulk);
-	remember(run, model, remote, local, created ? KNOWN_CREATED : 0);
+	remember(run, model, run->push ? local : remote,
+			 run->push ? remote : local, created ? KNOWN_CREATED : 0);
 	model->has_translations = true;
 }
 
@@ -356,21 +386,29 @@ pos_translation_add(PosRun *run, PosModel *model, Datum remote, Datum local,
  * after all.
  */
 void
-pos_translation_remove(PosRun *run, PosModel *model, Datum remote)
+pos_translation_remove(PosRun *run, PosModel *model, Datum from)
 {
-	Oid			types[] = {INT2OID, model->remote_int ? INT8OID : TEXTOID};
-	Datum		values[] = {Int16GetDatum(model->id), remote};
+	Oid			types[] = {INT2OID, model->from_int ? INT8OID : TEXTOID};
+	Datum		values[] = {Int16GetDatum(model->id), from};
+	const char *sql;
 
-	translation_delete(model->translations, remote);
+	translation_delete(model->translations, from);
 	if (run->dry)
 		return;
 	pos_translation_flush(run);
-	pos_store_execute(model->remote_int ?
-					  "DELETE FROM @.synchronize_translation"
-					  " WHERE model = $1 AND remote_key = $2" :
-					  "DELETE FROM @.synchronize_translation"
-					  " WHERE model = $1 AND remote_key_text = $2",
-					  2, types, values, NULL);
+	if (run->push)
+		sql = model->from_int ?
+			"DELETE FROM @.synchronize_translation"
+			" WHERE model = $1 AND local_key = $2" :
+			"DELETE FROM @.synchronize_translation"
+			" WHERE model = $1 AND local_key_text = $2";
+	else
+		sql = model->from_int ?
+			"DELETE FROM @.synchronize_translation"
+			" WHERE model = $1 AND remote_key = $2" :
+			"DELETE FROM @.synchronize_translation"
+			" WHERE model = $1 AND remote_key_text = $2";
+	pos_store_execute(sql, 2, types, values, NULL);
 }
 
 /* Writes the translations added so far. */

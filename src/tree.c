@@ -364,12 +364,12 @@ mark_inner_references(PosTree *tree)
 }
 
 /*
- * Loads the tree of a root model: configuration, local catalog, order.
- * Errors when there is no such model; everything else that may be wrong is
+ * Loads the tree of a root model: configuration, local catalog, order; with
+ * all, every other model of its server too.  Errors when there is no such model; everything else that may be wrong is
  * left to pos_tree_check.
  */
 PosTree *
-pos_tree_load(const char *name)
+pos_tree_load(const char *name, bool all)
 {
 	PosTree    *tree = palloc0(sizeof(PosTree));
 	List	   *models = pos_config_models(name, &tree->server);
@@ -388,6 +388,9 @@ pos_tree_load(const char *name)
 	tree->root = linitial(models);
 	visit(&walk, tree->root);
 	visit_children(&walk, tree->root);
+	foreach(lc, models)
+		if (all && ((PosModel *) lfirst(lc))->index == 0)
+			visit(&walk, lfirst(lc));
 	mark_inner_references(tree);
 	pos_config_positions(tree->models);
 	return tree;

@@ -1,0 +1,546 @@
+/*
+ * outgoing.c
+ *		Which rows a batch has to send: those queued by its transactions, and
+ *		those that they refer to and the remote does not have.
+ *
+ * A row changed several times within a batch is sent once, as it was left.
+ * Entries that wait in quarantine hold back every transaction that touches the
+ * same rows or refers to rows that they would have made.
+ */
+#include "possync.h"
+
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "push.h"
+#include "sql.h"
+#include "store.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+typedef struct KeySetEntry
+{
+	char	   *key;
+	char		status;
+} KeySetEntry;
+
+#define SH_PREFIX keyset
+#define SH_ELEMENT_TYPE KeySetEntry
+#define SH_KEY_TYPE char *
+#define SH_KEY key
+#define SH_HASH_KEY(tb, key) hash_bytes((const unsigned char *) (key), strlen(key))
+#define SH_EQUAL(tb, a, b) (strcmp(a, b) == 0)
+#define SH_SCOPE static inline
+#define SH_DECLARE
+#define SH_DEFINE
+#include "lib/simplehash.h"
+
+struct PosKeySet
+{
+	keyset_hash *hash;
+};
+
+static PosKeySet *
+make_set(void)
+{
+	PosKeySet  *set = palloc(sizeof(PosKeySet));
+
+	set->hash = keyset_create(CurrentMemoryContext, 64, NULL);
+	return set;
+}
+
+/* Adds a key; returns false if it was there. */
+static bool
+add_key(PosRun *run, PosKeySet *set, const char *key)
+{
+	bool		found;
+	KeySetEntry *entry = keyset_insert(set->hash, unconstify(char *, key), &found);
+
+	if (!found)
+		entry->key = MemoryContextStrdup(run->context, key);
+	return !found;
+}
+
+static bool
+has_key(PosKeySet *set, const char *key)
+{
+	return keyset_lookup(set->hash, unconstify(char *, key)) != NULL;
+}
+
+static Datum
+xid8_array(int n, Datum *txids)
+{
+	return PointerGetDatum(construct_array(txids, n, XID8OID, 8,
+										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
+/*
+ * Picks the oldest queued transactions that are not held, whole, with about
+ * limit entries for the run's models in all.  Returns how many.
+ */
+int
+pos_outgoing_pick(PosRun *run, int limit, Datum **txids)
+{
+	Oid			types[] = {INT2ARRAYOID, INT4OID};
+	Datum		values[] = {pos_config_ids(run->tree->models), Int32GetDatum(limit)};
+	uint64		n;
+
+	n = pos_store_execute("SELECT DISTINCT txid FROM (SELECT txid"
+						  " FROM @.synchronize_queue q"
+						  " WHERE model = ANY ($1) AND NOT EXISTS"
+						  " (SELECT 1 FROM @.synchronize_held h"
+						  " WHERE h.txid = q.txid)"
+						  " ORDER BY txid, id LIMIT $2) o ORDER BY txid",
+						  2, types, values, NULL);
+	*txids = palloc(Max(n, 1) * sizeof(Datum));
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool		isnull;
+
+		(*txids)[i] = SPI_getbinval(SPI_tuptable->vals[i],
+									SPI_tuptable->tupdesc, 1, &isnull);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return (int) n;
+}
+
+/*
+ * Returns the canonical local key of the row that a reference of a staged row
+ * points to; isnull if to none.
+ */
+Datum
+pos_outgoing_parent(PosReference *reference, Datum *values, bool *nulls,
+					bool *isnull)
+{
+	Oid			types[INDEX_MAX_KEYS];
+	Datum		columns[INDEX_MAX_KEYS];
+	Datum		key;
+
+	*isnull = false;
+	for (int i = 0; i < reference->nfields; i++)
+	{
+		PosField   *field = reference->fields[i];
+
+		if (nulls[field->staged])
+		{
+			*isnull = true;
+			return (Datum) 0;
+		}
+		types[reference->parts[i]] = field->type;
+		columns[reference->parts[i]] = values[field->staged];
+	}
+	key = pos_key_from_values(reference->nfields, types, columns);
+	if (reference->nfields == 1 && reference->parent->local_int !=
+		pos_key_is_integer(reference->fields[0]->base))
+		key = pos_key_from_string(pos_key_string(key, !reference->parent->local_int),
+								  reference->parent->local_int);
+	return key;
+}
+
+/*
+ * Whether a row got its key in a batch that was never confirmed: it may be at
+ * the remote or not.
+ */
+static bool
+is_unsure(PosRun *run, PosModel *model, Datum key)
+{
+	ListCell   *lc;
+
+	if (run->open == NIL)
+		return false;
+	foreach(lc, run->open)
+		if (pos_translation_run(run, model, key) == lfirst_int(lc))
+			return true;
+	return false;
+}
+
+/* Sees to it that what a row refers to is sent too, if it is not there. */
+static void
+need_parents(PosRun *run, PosModel *model, Datum *values, bool *nulls)
+{
+	ListCell   *lc;
+
+	foreach(lc, model->references)
+	{
+		PosReference *reference = lfirst(lc);
+		PosModel   *parent = reference->parent;
+		bool		isnull;
+		Datum		key = pos_outgoing_parent(reference, values, nulls, &isnull);
+		Datum		remote;
+		bool		made;
+		char	   *string;
+
+		if (isnull ||
+			(pos_translation_find(run, parent, key, &remote, &made) == POS_FOUND &&
+			 !is_unsure(run, parent, key)))
+			continue;
+		string = pos_key_string(key, parent->local_int);
+		if (has_key(parent->outgoing->held, string))
+			ereport(ERROR,
+					(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
+					 errmsg("it refers to row %s of \"%s\", which waits in quarantine",
+							string, parent->name)));
+		if (add_key(run, parent->outgoing->keys, string))
+			parent->outgoing->needed =
+				lappend(parent->outgoing->needed,
+						MemoryContextStrdup(run->context, string));
+	}
+}
+
+/* Takes one row into the batch. */
+static void
+take_row(PosRun *run, PosModel *model, Datum *values, bool *nulls)
+{
+	int			flags = DatumGetInt64(values[POS_STAGE_OLD]);
+	char	   *key = pos_key_string(values[POS_STAGE_LOCAL], model->local_int);
+
+	if (has_key(model->outgoing->held, key))
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
+				 errmsg("an earlier change of row %s of \"%s\" waits in quarantine",
+						key, model->name)));
+	(void) add_key(run, model->outgoing->keys, key);
+	if (is_unsure(run, model, values[POS_STAGE_LOCAL]))
+		values[POS_STAGE_OLD] = Int64GetDatum(flags | POS_ROW_UNSURE);
+	if ((flags & POS_ROW_DELETED) == 0)
+		need_parents(run, model, values, nulls);
+	values[POS_STAGE_N] = Int64GetDatum(pos_rowset_count(model->outgoing->rows) + 1);
+	nulls[POS_STAGE_N] = false;
+	nulls[POS_STAGE_REMOTE] = true;
+	pos_rowset_put(model->outgoing->rows, values, nulls);
+}
+
+/* Reads rows of a query: local key, flags, columns; and takes them. */
+static void
+take_rows(PosRun *run, PosModel *model, const char *sql)
+{
+	PosCursor  *cursor = pos_sql_open(sql);
+	Datum	   *values = palloc(model->stage->natts * sizeof(Datum));
+	bool	   *nulls = palloc(model->stage->natts * sizeof(bool));
+	HeapTuple	tuple;
+	TupleDesc	desc;
+
+	while ((tuple = pos_sql_peek(cursor, &desc)) != NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(run->row);
+
+		MemoryContextReset(run->row);
+		memset(nulls, true, model->stage->natts * sizeof(bool));
+		values[POS_STAGE_LOCAL] = SPI_getbinval(tuple, desc, 1,
+												&nulls[POS_STAGE_LOCAL]);
+		values[POS_STAGE_OLD] = SPI_getbinval(tuple, desc, 2,
+											  &nulls[POS_STAGE_OLD]);
+		for (int i = 0; i < model->nwritten; i++)
+			values[POS_STAGE_FIRST + i] =
+				SPI_getbinval(tuple, desc, i + 3, &nulls[POS_STAGE_FIRST + i]);
+		take_row(run, model, values, nulls);
+		MemoryContextSwitchTo(old);
+		pos_sql_take(cursor);
+	}
+	pos_sql_close(cursor);
+	pfree(values);
+	pfree(nulls);
+}
+
+/* Appends the columns to be written, from a row named so. */
+static void
+append_columns(StringInfo sql, PosModel *model, const char *row)
+{
+	for (int i = 0; i < model->nwritten; i++)
+		appendStringInfo(sql, ", %s.%s", row,
+						 quote_identifier(model->written[i]->name));
+}
+
+static char *
+row_type(PosModel *model)
+{
+	return quote_qualified_identifier(get_namespace_name(RelationGetNamespace(model->rel)),
+									  RelationGetRelationName(model->rel));
+}
+
+/*
+ * Takes the queued rows of a model.  The images are read as the owner of the
+ * queue and turned into rows as the caller, since types may have code of their
+ * own.
+ */
+static void
+take_queued(PosRun *run, PosModel *model, PosBatch *batch)
+{
+	Oid			types[] = {INT2OID, XID8ARRAYOID};
+	Datum		arguments[2];
+	TupleDesc	desc = CreateTemplateTupleDesc(3);
+	PosRowset  *images;
+	StringInfoData sql;
+	uint64		n;
+
+	TupleDescInitEntry(desc, 1, "key", model->local_int ? INT8OID : TEXTOID, -1, 0);
+	TupleDescInitEntry(desc, 2, "flags", INT8OID, -1, 0);
+	TupleDescInitEntry(desc, 3, "image", JSONOID, -1, 0);
+	arguments[0] = Int16GetDatum(model->id);
+	arguments[1] = xid8_array(batch->ntxids, batch->txids);
+	n = pos_store_execute("SELECT DISTINCT ON (local_key, local_key_text)"
+						  " local_key, local_key_text,"
+						  " (CASE WHEN first_value(operation) OVER w = 'i'"
+						  " THEN 1 ELSE 2 END |"
+						  " CASE WHEN bool_or(operation = 'u') OVER w"
+						  " THEN 2 ELSE 0 END |"
+						  " CASE WHEN operation = 'd' THEN 4 ELSE 0 END)::int8,"
+						  " image FROM @.synchronize_queue"
+						  " WHERE model = $1 AND txid = ANY ($2)"
+						  " WINDOW w AS (PARTITION BY local_key, local_key_text"
+						  " ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING"
+						  " AND UNBOUNDED FOLLOWING)"
+						  " ORDER BY local_key, local_key_text, id DESC",
+						  2, types, arguments, NULL);
+	if (n == 0)
+	{
+		SPI_freetuptable(SPI_tuptable);
+		return;
+	}
+	images = pos_rowset_create("possync_images", desc);
+	for (uint64 i = 0; i < n; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		Datum		values[3];
+		bool		nulls[3];
+
+		values[0] = SPI_getbinval(tuple, SPI_tuptable->tupdesc,
+								  model->local_int ? 1 : 2, &nulls[0]);
+		values[1] = SPI_getbinval(tuple, SPI_tuptable->tupdesc, 3, &nulls[1]);
+		values[2] = SPI_getbinval(tuple, SPI_tuptable->tupdesc, 4, &nulls[2]);
+		pos_rowset_put(images, values, nulls);
+	}
+	SPI_freetuptable(SPI_tuptable);
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "SELECT i.key, i.flags");
+	append_columns(&sql, model, "r");
+	appendStringInfo(&sql, " FROM possync_images i,"
+					 " pg_catalog.json_populate_record(NULL::%s, i.image) r",
+					 row_type(model));
+	pos_rowset_publish(images);
+	take_rows(run, model, sql.data);
+	pos_rowset_free(images);
+}
+
+/* Takes the rows of a model that others need.  Returns whether there were any. */
+static bool
+take_needed(PosRun *run, PosModel *model)
+{
+	List	   *needed = model->outgoing->needed;
+	PosRowset  *keys;
+	Datum	   *values;
+	bool	   *nulls;
+	StringInfoData sql;
+	ListCell   *lc;
+
+	if (needed == NIL)
+		return false;
+	model->outgoing->needed = NIL;
+	values = palloc0(model->stage->natts * sizeof(Datum));
+	nulls = palloc(model->stage->natts * sizeof(bool));
+	keys = pos_rowset_create("possync_needed", model->stage);
+	foreach(lc, needed)
+	{
+		memset(nulls, true, model->stage->natts * sizeof(bool));
+		values[POS_STAGE_LOCAL] = pos_key_from_string(lfirst(lc), model->local_int);
+		nulls[POS_STAGE_LOCAL] = false;
+		pos_key_to_columns(model, values[POS_STAGE_LOCAL],
+						   &values[POS_STAGE_FIRST]);
+		memset(&nulls[POS_STAGE_FIRST], false, model->nkey * sizeof(bool));
+		pos_rowset_put(keys, values, nulls);
+	}
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT r.lkey, %d::int8", POS_ROW_NEEDED);
+	append_columns(&sql, model, "t");
+	appendStringInfo(&sql, " FROM possync_needed r JOIN %s t ON ",
+					 model->table_sql);
+	for (int i = 0; i < model->nkey; i++)
+		appendStringInfo(&sql, "%st.%s %s r.w%d", i > 0 ? " AND " : "",
+						 quote_identifier(model->key[i]->name),
+						 pos_sql_equality(model->key[i]), i + 1);
+	pos_rowset_publish(keys);
+	take_rows(run, model, sql.data);
+	pos_rowset_free(keys);
+	return true;
+}
+
+/* Loads the keys of rows that held transactions wrote. */
+static void
+load_held(PosRun *run)
+{
+	Oid			types[] = {INT2ARRAYOID};
+	Datum		values[] = {pos_config_ids(run->tree->models)};
+	uint64		n;
+
+	n = pos_store_execute("SELECT DISTINCT model,"
+						  " coalesce(local_key::text, local_key_text)"
+						  " FROM @.synchronize_held h"
+						  " JOIN @.synchronize_queue q USING (txid)"
+						  " WHERE model = ANY ($1)", 1, types, values, NULL);
+	for (uint64 i = 0; i < n; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		bool		isnull;
+		PosModel   *model =
+			pos_config_find(run->tree->models,
+							DatumGetInt16(SPI_getbinval(tuple, SPI_tuptable->tupdesc,
+														1, &isnull)));
+
+		(void) add_key(run, model->outgoing->held,
+					   SPI_getvalue(tuple, SPI_tuptable->tupdesc, 2));
+	}
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/* Loads the numbers of batches that were never confirmed. */
+static void
+load_open(PosRun *run)
+{
+	Oid			types[] = {NAMEOID};
+	Datum		values[] = {
+		DirectFunctionCall1(namein, CStringGetDatum(run->tree->server))
+	};
+	uint64		n;
+
+	n = pos_store_execute("SELECT id FROM @.synchronize_batch WHERE server = $1",
+						  1, types, values, NULL);
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool		isnull;
+
+		run->open = lappend_int(run->open,
+								DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i],
+															SPI_tuptable->tupdesc,
+															1, &isnull)));
+	}
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/*
+ * Gathers the rows of a batch into the models' outgoing parts, and the models
+ * that have any, parents first.
+ */
+void
+pos_outgoing_collect(PosRun *run, PosBatch *batch)
+{
+	bool		more = true;
+	ListCell   *lc;
+
+	foreach(lc, run->tree->models)
+	{
+		PosModel   *model = lfirst(lc);
+		PosOutgoing *outgoing = model->outgoing = palloc0(sizeof(PosOutgoing));
+
+		outgoing->rows = pos_rowset_create(psprintf("possync_outgoing_%d",
+													model->id), model->stage);
+		outgoing->keys = make_set();
+		outgoing->held = make_set();
+	}
+	load_open(run);
+	load_held(run);
+	foreach(lc, run->tree->models)
+		take_queued(run, lfirst(lc), batch);
+
+	/* a row taken may need others in turn, in a circle at worst */
+	while (more)
+	{
+		more = false;
+		foreach(lc, run->tree->models)
+			more = take_needed(run, lfirst(lc)) || more;
+	}
+
+	batch->models = NIL;
+	foreach(lc, run->tree->models)
+		if (pos_rowset_count(((PosModel *) lfirst(lc))->outgoing->rows) > 0)
+			batch->models = lappend(batch->models, lfirst(lc));
+}
+
+/* Frees the rows gathered. */
+void
+pos_outgoing_free(PosRun *run)
+{
+	ListCell   *lc;
+
+	foreach(lc, run->tree->models)
+	{
+		PosModel   *model = lfirst(lc);
+
+		if (model->outgoing != NULL)
+			pos_rowset_free(model->outgoing->rows);
+		model->outgoing = NULL;
+	}
+}
+
+/* Notes that a batch is on its way: translations of this run are not sure. */
+void
+pos_outgoing_open(PosRun *run, PosBatch *batch, int32 history)
+{
+	Oid			types[] = {INT4OID, INT4OID, NAMEOID};
+	Datum		values[] = {
+		Int32GetDatum(batch->id), Int32GetDatum(history),
+		DirectFunctionCall1(namein, CStringGetDatum(run->tree->server))
+	};
+
+	pos_store_execute("INSERT INTO @.synchronize_batch (id, run, server)"
+					  " VALUES ($1, $2, $3)", 3, types, values, NULL);
+}
+
+/* The batch has arrived: its entries leave the queue, and it is closed. */
+void
+pos_outgoing_confirm(PosRun *run, PosBatch *batch)
+{
+	Oid			types[] = {XID8ARRAYOID, INT2ARRAYOID};
+	Datum		values[] = {
+		xid8_array(batch->ntxids, batch->txids), pos_config_ids(run->tree->models)
+	};
+	Oid			types2[] = {INT4OID};
+	Datum		values2[] = {Int32GetDatum(batch->id)};
+
+	pos_store_execute("DELETE FROM @.synchronize_queue"
+					  " WHERE txid = ANY ($1) AND model = ANY ($2)",
+					  2, types, values, NULL);
+	pos_store_execute("DELETE FROM @.synchronize_batch WHERE id = $1",
+					  1, types2, values2, NULL);
+}
+
+/*
+ * Puts a transaction into quarantine with the error that the remote, or our
+ * own check, raised about it.
+ */
+void
+pos_outgoing_hold(PosRun *run, Datum txid, ErrorData *error)
+{
+	Oid			types[] = {XID8OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INT2ARRAYOID};
+	Datum		values[7];
+	char		nulls[8] = "       ";
+	const char *reason = "error";
+
+	if (error->sqlerrcode == ERRCODE_TRIGGERED_ACTION_EXCEPTION)
+		reason = "dependency";
+	else if (error->sqlerrcode == ERRCODE_CARDINALITY_VIOLATION)
+		reason = "ambiguous";
+	values[0] = txid;
+	values[1] = CStringGetTextDatum(reason);
+	values[2] = CStringGetTextDatum(error->message);
+	values[3] = CStringGetTextDatum(unpack_sql_state(error->sqlerrcode));
+	nulls[4] = error->detail == NULL ? 'n' : ' ';
+	if (error->detail != NULL)
+		values[4] = CStringGetTextDatum(error->detail);
+	values[5] = Int32GetDatum(run->id);
+	values[6] = pos_config_ids(run->tree->models);
+	pos_store_execute("WITH entry AS (SELECT model, image,"
+					  " coalesce(local_key::text, local_key_text) AS key"
+					  " FROM @.synchronize_queue WHERE txid = $1"
+					  " AND model = ANY ($7) ORDER BY id LIMIT 1),"
+					  " q AS (INSERT INTO @.synchronize_quarantine"
+					  " (model, direction, local_key, txid, reason, message,"
+					  " sqlstate, detail, row_image, run)"
+					  " SELECT model, 'push', key, $1, $2, $3, $4, $5,"
+					  " image::jsonb, $6 FROM entry RETURNING id)"
+					  " INSERT INTO @.synchronize_held (txid, quarantine)"
+					  " SELECT $1, id FROM q",
+					  7, types, values, nulls);
+}

@@ -1,0 +1,329 @@
+/*
+ * postgres_write.c
+ *		Rows on their way to a remote PostgreSQL.
+ *
+ * Every step of a write is one statement with one parameter, the rows as JSON:
+ * PostgreSQL's own functions turn them into rows of the remote table's type, so
+ * every type travels in its text form and nothing has to be known of it here.
+ * All statements of a write go out in one pipeline between BEGIN and COMMIT.
+ *
+ * Needs INSERT, SELECT, UPDATE, DELETE as used, and USAGE on the sequences of
+ * keys; nothing is installed at the remote.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "connection_postgres.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+static bool attempt(PosPgSession *session, PosStep **steps, int nsteps,
+					bool kept);
+static void fail(PosPgSession *session);
+
+/* Appends the key comparison of t with r. */
+static void
+append_key(StringInfo sql, PosTable *table)
+{
+	for (int i = 0; i < table->nkey; i++)
+	{
+		const char *name = quote_identifier(table->columns[i].remote);
+
+		appendStringInfo(sql, "%st.%s = r.%s", i > 0 ? " AND " : "", name, name);
+	}
+}
+
+static void
+append_names(StringInfo sql, const char *prefix, PosStep *step)
+{
+	for (int i = 0; i < step->ncolumns; i++)
+		appendStringInfo(sql, "%s%s%s", i > 0 ? ", " : "", prefix,
+						 quote_identifier(step->columns[i]));
+}
+
+/* The statement that makes keys: the defaults of their columns. */
+static void
+append_keys(StringInfo sql, PosPgRelation *relation, PosStep *step)
+{
+	appendStringInfoString(sql, "SELECT ");
+	for (int i = 0; i < step->ncolumns; i++)
+	{
+		PosPgAttribute *attribute = pos_pg_attribute(relation, step->columns[i]);
+
+		if (attribute->made_by == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("key column \"%s\" of remote table %s has no default",
+							step->columns[i], step->table->remote),
+					 errhint("Let its value be copied: possync_set_field('%s', '%s', copy => true).",
+							 step->table->local, step->columns[i])));
+		appendStringInfo(sql, "%s(%s)::text", i > 0 ? ", " : "",
+						 attribute->made_by);
+	}
+	appendStringInfo(sql, " FROM generate_series(1, %d)", step->nrows);
+}
+
+static void
+append_match(StringInfo sql, PosPgRelation *relation, PosStep *step)
+{
+	appendStringInfoString(sql, "SELECT e.n");
+	for (int i = 0; i < step->table->nkey; i++)
+		appendStringInfo(sql, ", t.%s::text",
+						 quote_identifier(step->table->columns[i].remote));
+	appendStringInfo(sql, " FROM json_array_elements($1::json) WITH ORDINALITY e(j, n),"
+					 " json_populate_record(NULL::%s, e.j) r JOIN %s t ON true",
+					 relation->type, relation->sql);
+	for (int i = 0; i < step->ncolumns; i++)
+	{
+		PosPgAttribute *attribute = pos_pg_attribute(relation, step->columns[i]);
+		const char *name = quote_identifier(step->columns[i]);
+
+		appendStringInfo(sql, " AND t.%s %s r.%s", name,
+						 attribute->notnull ? "=" : "IS NOT DISTINCT FROM", name);
+	}
+	appendStringInfoString(sql, " ORDER BY e.n");
+}
+
+static char *
+statement(PosPgSession *session, PosStep *step)
+{
+	PosPgRelation *relation = pos_pg_relation(session, step->table->remote);
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	switch (step->kind)
+	{
+		case POS_STEP_KEYS:
+			append_keys(&sql, relation, step);
+			break;
+		case POS_STEP_MATCH:
+			append_match(&sql, relation, step);
+			break;
+		case POS_STEP_INSERT:
+			appendStringInfo(&sql, "INSERT INTO %s (", relation->type);
+			append_names(&sql, "", step);
+			appendStringInfoString(&sql, ") OVERRIDING SYSTEM VALUE SELECT ");
+			append_names(&sql, "r.", step);
+			appendStringInfo(&sql, " FROM json_populate_recordset(NULL::%s, $1::json) r"
+							 " ON CONFLICT (", relation->type);
+			for (int i = 0; i < step->table->nkey; i++)
+				appendStringInfo(&sql, "%s%s", i > 0 ? ", " : "",
+								 quote_identifier(step->table->columns[i].remote));
+			appendStringInfoString(&sql, ") DO NOTHING");
+			break;
+		case POS_STEP_UPDATE:
+			appendStringInfo(&sql, "UPDATE %s t SET ", relation->sql);
+			for (int i = 0; i < step->ncolumns; i++)
+			{
+				const char *name = quote_identifier(step->columns[i]);
+
+				appendStringInfo(&sql, "%s%s = r.%s", i > 0 ? ", " : "", name,
+								 name);
+			}
+			appendStringInfo(&sql, " FROM json_populate_recordset(NULL::%s, $1::json) r"
+							 " WHERE ", relation->type);
+			append_key(&sql, step->table);
+			appendStringInfoString(&sql, " AND ROW(");
+			append_names(&sql, "t.", step);
+			appendStringInfoString(&sql, ")::record *<> ROW(");
+			append_names(&sql, "r.", step);
+			appendStringInfoString(&sql, ")::record");
+			break;
+		case POS_STEP_DELETE:
+			appendStringInfo(&sql, "DELETE FROM %s t USING"
+							 " json_populate_recordset(NULL::%s, $1::json) r"
+							 " WHERE ", relation->sql, relation->type);
+			append_key(&sql, step->table);
+			break;
+	}
+	return sql.data;
+}
+
+static bool
+send(PosPgSession *session, const char *sql, const char *rows)
+{
+	const char *values[1] = {rows};
+
+	return PQsendQueryParams(session->conn, sql, rows == NULL ? 0 : 1, NULL,
+							 values, NULL, NULL, 0) == 1;
+}
+
+/* Takes the rows that a step's statement returned. */
+static void
+take_answers(PosPgSession *session, PosStep *step)
+{
+	PGresult   *res = session->result;
+	int			first = step->kind == POS_STEP_MATCH ? 1 : 0;
+	int			ncolumns = PQnfields(res) - first;
+
+	step->nanswers = PQntuples(res);
+	step->row = palloc(Max(step->nanswers, 1) * sizeof(int));
+	step->answers = palloc(Max(step->nanswers * ncolumns, 1) * sizeof(char *));
+	for (int i = 0; i < step->nanswers; i++)
+	{
+		step->row[i] = first == 1 ? atoi(PQgetvalue(res, i, 0)) - 1 : i;
+		for (int j = 0; j < ncolumns; j++)
+			step->answers[i * ncolumns + j] =
+				pstrdup(PQgetvalue(res, i, first + j));
+	}
+}
+
+/* Reads the result of one command of the pipeline. */
+static void
+expect(PosPgSession *session, ExecStatusType status)
+{
+	if (PQresultStatus(pos_pg_result(session)) != status)
+		fail(session);
+}
+
+static void
+expect_end(PosPgSession *session)
+{
+	if (pos_pg_result(session) != NULL)
+		fail(session);
+}
+
+/*
+ * Raises the error that stands in the session's result.  If the remote lives
+ * the session is kept: what is left of the pipeline is skipped, the transaction
+ * rolled back.
+ */
+static void
+fail(PosPgSession *session)
+{
+	PGresult   *error = session->result;
+
+	if (error != NULL && PQstatus(session->conn) == CONNECTION_OK &&
+		!pos_pg_lost(session))
+	{
+		session->result = NULL;
+		do
+		{
+			(void) pos_pg_result(session);
+		} while (PQstatus(session->conn) == CONNECTION_OK &&
+				 PQresultStatus(session->result) != PGRES_PIPELINE_SYNC);
+		PQclear(session->result);
+		session->result = error;
+		if (PQstatus(session->conn) == CONNECTION_OK)
+		{
+			pos_pg_session_end(session, "ROLLBACK");
+			pos_pg_session_leave(session);
+		}
+	}
+	pos_pg_error(session);
+}
+
+/*
+ * Sends all steps and reads their results.  Returns false if a kept connection
+ * turned out to be lost, so that all is to be repeated on a new one.
+ */
+static bool
+attempt(PosPgSession *session, PosStep **steps, int nsteps, bool kept)
+{
+	bool		ending = session->state == POS_PG_ENDING;
+	bool		sent;
+
+	session->command = "BEGIN";
+	sent = PQenterPipelineMode(session->conn) && send(session, "BEGIN", NULL) &&
+		send(session, pos_pg_query_settings(session), NULL);
+	for (int i = 0; i < nsteps && sent; i++)
+	{
+		sent = send(session, statement(session, steps[i]),
+					steps[i]->kind == POS_STEP_KEYS ? NULL : steps[i]->rows);
+		pos_pg_flush(session);
+	}
+	sent = sent && send(session, "COMMIT", NULL) &&
+		PQpipelineSync(session->conn);
+	if (sent)
+		pos_pg_flush(session);
+	if (ending && !pos_pg_session_drain(session))
+		return false;
+	session->state = POS_PG_OPEN;
+
+	(void) pos_pg_result(session);
+	if (kept && (!sent || pos_pg_lost(session)))
+		return false;
+	if (PQresultStatus(session->result) != PGRES_COMMAND_OK)
+		fail(session);			/* BEGIN */
+	expect_end(session);
+	expect(session, PGRES_TUPLES_OK);	/* settings */
+	expect_end(session);
+	for (int i = 0; i < nsteps; i++)
+	{
+		PosStep    *step = steps[i];
+		bool		asks = step->kind == POS_STEP_KEYS ||
+			step->kind == POS_STEP_MATCH;
+
+		session->command = statement(session, step);
+		expect(session, asks ? PGRES_TUPLES_OK : PGRES_COMMAND_OK);
+		if (asks)
+			take_answers(session, step);
+		else
+			step->affected = atoll(PQcmdTuples(session->result));
+		expect_end(session);
+	}
+	session->command = "COMMIT";
+	expect(session, PGRES_COMMAND_OK);
+	expect_end(session);
+	expect(session, PGRES_PIPELINE_SYNC);
+	if (!PQexitPipelineMode(session->conn))
+		pos_pg_error(session);
+	session->state = POS_PG_IDLE;
+	return true;
+}
+
+/* Describes the tables of all steps anew, on a new connection. */
+static void
+start_over(PosPgSession *session, PosStep **steps, int nsteps)
+{
+	PosTable  **tables = palloc(nsteps * sizeof(PosTable *));
+
+	pos_pg_session_close(session);
+	for (int i = 0; i < nsteps; i++)
+		tables[i] = steps[i]->table;
+	(void) pos_pg_expect_tables(&session->base, tables, nsteps);
+}
+
+/* See connection.h: write */
+void
+pos_pg_write(PosConnection *connection, PosStep **steps, int nsteps)
+{
+	PosPgSession *session = (PosPgSession *) connection;
+
+	pos_pg_session_enter(session);
+	session->level = GetCurrentTransactionNestLevel();
+	session->received = 0;
+	if (session->state == POS_PG_CLOSED ||
+		!attempt(session, steps, nsteps, true))
+	{
+		start_over(session, steps, nsteps);
+		pos_pg_session_enter(session);
+		(void) attempt(session, steps, nsteps, false);
+	}
+	pos_pg_session_leave(session);
+}
+
+/* See connection.h: expect */
+List *
+pos_pg_expect_tables(PosConnection *connection, PosTable **tables, int ntables)
+{
+	PosPgSession *session = (PosPgSession *) connection;
+	List	   *problems = NIL;
+	bool		known = session->state != POS_PG_CLOSED;
+
+	for (int i = 0; i < ntables; i++)
+		known = known && pos_pg_relation(session, tables[i]->remote) != NULL;
+	if (!known)
+	{
+		PosSnapshot snapshot;
+
+		connection->ops->begin(connection, tables, ntables, &snapshot);
+		problems = connection->ops->describe(connection, tables, ntables);
+		connection->ops->finish(connection);
+	}
+	else
+		for (int i = 0; i < ntables; i++)
+			problems = list_concat(problems,
+								   pos_pg_describe_check(session, tables[i]));
+	return problems;
+}

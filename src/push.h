@@ -1,0 +1,66 @@
+/*
+ * push.h
+ *		Batches of queued changes on their way to the remote.
+ *
+ * A batch is some queued transactions, whole.  Its rows are staged as those of
+ * a pull are (model.h), but w1.. are local values, foreign keys included, and
+ * the column old holds what is known of the row (POS_ROW_...).
+ */
+#ifndef POSSYNC_PUSH_H
+#define POSSYNC_PUSH_H
+
+#include "run.h"
+
+#define POS_ROW_NEW			0x01	/* was inserted by the batch */
+#define POS_ROW_UPDATED		0x02	/* was updated, or existed before */
+#define POS_ROW_DELETED		0x04	/* is gone at the end of the batch */
+#define POS_ROW_NEEDED		0x08	/* not queued: others refer to it */
+#define POS_ROW_CREATED		0x10	/* gets a new key at the remote now */
+#define POS_ROW_MATCHED		0x20	/* was recognised there now */
+#define POS_ROW_UNSURE		0x40	/* got its key in a batch that is still open */
+
+/* Keys of one model, as strings */
+typedef struct PosKeySet PosKeySet;
+
+/* The part of a batch that belongs to one model */
+typedef struct PosOutgoing
+{
+	PosRowset  *rows;
+	PosKeySet  *keys;			/* of rows */
+	List	   *needed;			/* of char *: keys of rows to be fetched */
+	PosKeySet  *held;			/* of rows in transactions that are held */
+} PosOutgoing;
+
+typedef struct PosBatch
+{
+	int32		id;				/* in synchronize_batch, and its translations' run */
+	int			ntxids;
+	Datum	   *txids;			/* xid8 */
+	List	   *models;			/* of PosModel: those with rows, parents first */
+} PosBatch;
+
+/* in outgoing.c */
+extern int	pos_outgoing_pick(PosRun *run, int limit, Datum **txids);
+extern void pos_outgoing_collect(PosRun *run, PosBatch *batch);
+extern Datum pos_outgoing_parent(PosReference *reference, Datum *values,
+								 bool *nulls, bool *isnull);
+extern void pos_outgoing_free(PosRun *run);
+extern void pos_outgoing_open(PosRun *run, PosBatch *batch, int32 history);
+extern void pos_outgoing_confirm(PosRun *run, PosBatch *batch);
+extern void pos_outgoing_hold(PosRun *run, Datum txid, ErrorData *error);
+
+/* A whole push, over all of its transactions */
+typedef struct PosPush
+{
+	char	   *root;
+	int32		history;		/* its row there */
+	PosCounts	counts;			/* of what has arrived */
+	uint64		received;
+	MemoryContext context;		/* of the batch at hand */
+	MemoryContext errors;
+} PosPush;
+
+/* in push.c */
+extern void pos_push_run(PosPush *push);
+
+#endif							/* POSSYNC_PUSH_H */

@@ -1,0 +1,279 @@
+/*
+ * worker.c
+ *		The background worker that carries out a push.
+ *
+ * A push needs transactions of its own, so it cannot run in that of its caller:
+ * the caller starts a worker, waits for its end, and reads what it left in
+ * history, under a number that the caller reserved.  The worker runs as the
+ * caller's role.  It needs no shared_preload_libraries.
+ *
+ * One push at a time goes to a server; another one waits for its turn.
+ */
+#include "possync.h"
+
+#include "access/xact.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "fault.h"
+#include "foreign/foreign.h"
+#include "libpq/pqsignal.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "push.h"
+#include "storage/lock.h"
+#include "store.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "worker.h"
+
+/* What the worker is told, in bgw_extra */
+typedef struct Order
+{
+	Oid			database;
+	Oid			role;
+	Oid			function;		/* one of the extension's, to find its schema */
+	int32		history;
+	int16		model;
+} Order;
+
+extern PGDLLEXPORT void possync_worker_main(Datum argument);
+
+/*
+ * Starts a worker that pushes a model's tree under the given number in history,
+ * and waits until it is done.  Errors if no worker can be started.
+ */
+void
+pos_worker_push(Oid function, int16 model, int32 history)
+{
+	BackgroundWorker worker = {0};
+	BackgroundWorkerHandle *handle;
+	Order		order = {
+		.database = MyDatabaseId,
+		.role = GetUserId(),
+		.function = function,
+		.history = history,
+		.model = model,
+	};
+
+	StaticAssertStmt(sizeof(Order) <= BGW_EXTRALEN, "order too long");
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
+		BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	worker.bgw_notify_pid = MyProcPid;
+	strlcpy(worker.bgw_name, "possync push", BGW_MAXLEN);
+	strlcpy(worker.bgw_type, "possync push", BGW_MAXLEN);
+	strlcpy(worker.bgw_library_name, "possync", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "possync_worker_main", BGW_MAXLEN);
+	memcpy(worker.bgw_extra, &order, sizeof(order));
+
+	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("could not start a worker to push with"),
+				 errhint("Raise max_worker_processes.")));
+	PG_TRY();
+	{
+		if (WaitForBackgroundWorkerShutdown(handle) == BGWH_POSTMASTER_DIED)
+			ereport(ERROR,
+					(errcode(ERRCODE_ADMIN_SHUTDOWN),
+					 errmsg("the server was shut down during the push")));
+	}
+	PG_CATCH();
+	{
+		/* what it has begun is finished by the next push */
+		TerminateBackgroundWorker(handle);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}
+
+/* Values are sent as text that every session writes and reads alike. */
+static void
+pin_settings(void)
+{
+	SetConfigOption("datestyle", "ISO", PGC_USERSET, PGC_S_OVERRIDE);
+	SetConfigOption("intervalstyle", "postgres", PGC_USERSET, PGC_S_OVERRIDE);
+	SetConfigOption("timezone", "UTC", PGC_USERSET, PGC_S_OVERRIDE);
+	SetConfigOption("extra_float_digits", "3", PGC_USERSET, PGC_S_OVERRIDE);
+	SetConfigOption("bytea_output", "hex", PGC_USERSET, PGC_S_OVERRIDE);
+	SetConfigOption("jit", "off", PGC_USERSET, PGC_S_OVERRIDE);
+	SetConfigOption("application_name", "possync push", PGC_USERSET,
+					PGC_S_OVERRIDE);
+}
+
+static void
+begin_transaction(void)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+static void
+commit_transaction(void)
+{
+	SPI_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+}
+
+/* Waits for its turn with the server; kept until the worker ends. */
+static void
+take_turn(const char *server)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ForeignServerRelationId,
+					   GetForeignServerByName(server, false)->serverid, 1);
+	(void) LockAcquire(&tag, ExclusiveLock, true, false);
+}
+
+/*
+ * Finds the root, waits for the turn, and notes in history that the push runs.
+ * Pushes that still seem to run have ended without a word.
+ */
+static char *
+start(Order *order, char **server)
+{
+	Oid			types[] = {INT2OID};
+	Datum		values[] = {Int16GetDatum(order->model)};
+	Oid			types2[] = {INT4OID, TEXTOID, TEXTOID};
+	Datum		values2[3];
+	char	   *root;
+
+	begin_transaction();
+	if (pos_store_execute("SELECT name, server FROM @.synchronize_model"
+						  " WHERE id = $1", 1, types, values, NULL) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("the model to be pushed does not exist any more")));
+	root = MemoryContextStrdup(TopMemoryContext,
+							   SPI_getvalue(SPI_tuptable->vals[0],
+											SPI_tuptable->tupdesc, 1));
+	*server = MemoryContextStrdup(TopMemoryContext,
+								  SPI_getvalue(SPI_tuptable->vals[0],
+											   SPI_tuptable->tupdesc, 2));
+	take_turn(*server);
+	commit_transaction();
+
+	begin_transaction();
+	values2[0] = Int32GetDatum(order->history);
+	values2[1] = CStringGetTextDatum(root);
+	values2[2] = CStringGetTextDatum(*server);
+	pos_store_execute("UPDATE @.synchronize_history SET status = 'interrupted',"
+					  " finished_at = pg_catalog.clock_timestamp()"
+					  " WHERE status = 'running' AND direction = 'push'"
+					  " AND server = $1", 1, types2 + 1, values2 + 2, NULL);
+	pos_store_execute("INSERT INTO @.synchronize_history"
+					  " (id, model, server, direction, status, started_at)"
+					  " OVERRIDING SYSTEM VALUE VALUES"
+					  " ($1, $2, $3, 'push', 'running', pg_catalog.clock_timestamp())",
+					  3, types2, values2, NULL);
+	commit_transaction();
+	return root;
+}
+
+/* Notes in history how the push ended, and closes batches that arrived. */
+static void
+finish(PosPush *push, const char *server, ErrorData *error)
+{
+	Oid			types[] = {
+		INT4OID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID,
+		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID
+	};
+	Datum		values[13];
+	char		nulls[14] = "             ";
+	Oid			types2[] = {TEXTOID};
+	Datum		values2[1];
+
+	begin_transaction();
+	values[0] = Int32GetDatum(push->history);
+	values[1] = CStringGetTextDatum(error != NULL ? "failed" : "ok");
+	values[2] = Int64GetDatum(push->counts.read);
+	values[3] = Int64GetDatum(push->counts.created);
+	values[4] = Int64GetDatum(push->counts.matched);
+	values[5] = Int64GetDatum(push->counts.updated);
+	values[6] = Int64GetDatum(push->counts.left_out);
+	values[7] = Int64GetDatum((int64) push->received);
+	memset(nulls + 8, 'n', 5);
+	if (error != NULL)
+	{
+		const char *texts[] = {
+			error->message, unpack_sql_state(error->sqlerrcode), error->detail,
+			error->hint, error->context
+		};
+
+		for (int i = 0; i < lengthof(texts); i++)
+			if (texts[i] != NULL)
+			{
+				values[8 + i] = CStringGetTextDatum(texts[i]);
+				nulls[8 + i] = ' ';
+			}
+	}
+	pos_store_execute("UPDATE @.synchronize_history SET status = $2,"
+					  " finished_at = pg_catalog.clock_timestamp(),"
+					  " rows_read = $3, rows_created = $4, rows_matched = $5,"
+					  " rows_updated = $6, rows_left_out = $7,"
+					  " bytes_received = $8, error = $9, sqlstate = $10,"
+					  " error_detail = $11, error_hint = $12,"
+					  " error_context = $13 WHERE id = $1",
+					  13, types, values, nulls);
+	values2[0] = CStringGetTextDatum(server);
+	if (error == NULL)
+		pos_store_execute("DELETE FROM @.synchronize_batch WHERE server = $1"
+						  " AND NOT EXISTS (SELECT 1 FROM @.synchronize_held)",
+						  1, types2, values2, NULL);
+	commit_transaction();
+}
+
+/* The worker's main function. */
+void
+possync_worker_main(Datum argument)
+{
+	Order		order;
+	PosPush	   *push;
+	char	   *server;
+	ErrorData  *volatile error = NULL;
+
+	memcpy(&order, MyBgworkerEntry->bgw_extra, sizeof(order));
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(order.database, order.role, 0);
+	pin_settings();
+	pgstat_report_activity(STATE_RUNNING, "pushing");
+
+	push = MemoryContextAllocZero(TopMemoryContext, sizeof(PosPush));
+	StartTransactionCommand();
+	pos_store_init(order.function);
+	CommitTransactionCommand();
+	push->root = start(&order, &server);
+	push->history = order.history;
+	PG_TRY();
+	{
+		pos_push_run(push);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(TopMemoryContext);
+		error = CopyErrorData();
+		if (ProcDiePending)
+			PG_RE_THROW();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+	}
+	PG_END_TRY();
+	finish(push, server, error);
+	proc_exit(0);
+}

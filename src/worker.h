@@ -1,0 +1,11 @@
+/*
+ * worker.h
+ *		Background workers.
+ */
+#ifndef POSSYNC_WORKER_H
+#define POSSYNC_WORKER_H
+
+/* in worker.c */
+extern void pos_worker_push(Oid function, int16 model, int32 history);
+
+#endif							/* POSSYNC_WORKER_H */
