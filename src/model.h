@@ -13,7 +13,7 @@
  *		rkey	canonical	remote key
  *		lkey	canonical	local key, null until the row is bound
  *		old		int8		a bit for each reference to a row that was not made in
- *							this run
+ *							this run, and POS_OLD_PENDING
  *		w1..	local types	the columns to be written, foreign keys translated
  *		r1..	canonical	remote keys of inner references, to be translated
  *							once all rows of the component are bound
@@ -32,6 +32,9 @@
 #define POS_STAGE_LOCAL		2
 #define POS_STAGE_OLD		3
 #define POS_STAGE_FIRST		4	/* first column to be written */
+
+/* In old: a dry run does not know the value of some reference */
+#define POS_OLD_PENDING		PG_INT64_MIN
 
 /* What may happen to a row whose counterpart is not known */
 typedef enum PosUnknown
@@ -151,6 +154,7 @@ struct PosModel
 	PosRowset  *known;			/* staged rows by what is known of them */
 	PosRowset  *unknown;
 	PosRowset  *creates;
+	PosRowset  *changed;		/* a dry run's: known rows that would be written */
 	PosWriter  *writer;
 	PosCounts	counts;
 	double		milliseconds;

@@ -87,6 +87,8 @@ extern void pos_match_rows(PosRun *run, PosModel *model, PosRowset *rows,
 
 /* in write.c: what differs is written */
 extern void pos_write_compare(PosRun *run, PosModel *model);
+extern void pos_write_pretend(PosRun *run, PosModel *model, Datum *values,
+							  bool *nulls);
 extern void pos_write_create(PosRun *run, PosModel *model, Datum *values,
 							 bool *nulls);
 extern void pos_write_flush(PosRun *run, PosComponent *component);

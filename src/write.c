@@ -470,7 +470,8 @@ update(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 	PosWriter  *writer = open_writer(run, model);
 
 	pos_rowset_put(writer->updates, values, nulls);
-	if (pos_rowset_count(writer->updates) >= STATEMENT_ROWS)
+	if (pos_rowset_count(writer->updates) >= STATEMENT_ROWS &&
+		!model->component->inner)
 		run_updates(model, writer);
 }
 
@@ -504,6 +505,30 @@ open_differences(PosModel *model)
 	return pos_sql_open(sql.data);
 }
 
+/*
+ * Takes a known row that a dry run would write, so that unknown rows are
+ * matched with what would stand in its place.
+ */
+static void
+remember_changed(PosRun *run, PosModel *model, Datum *values, bool *nulls)
+{
+	MemoryContext old = MemoryContextSwitchTo(run->context);
+
+	if (model->changed == NULL)
+		model->changed = pos_rowset_create(psprintf("possync_changed_%d",
+													model->id), model->stage);
+	pos_rowset_put(model->changed, values, nulls);
+	MemoryContextSwitchTo(old);
+}
+
+/* Takes a known row that a dry run knows to differ without comparing. */
+void
+pos_write_pretend(PosRun *run, PosModel *model, Datum *values, bool *nulls)
+{
+	model->counts.updated++;
+	remember_changed(run, model, values, nulls);
+}
+
 /* Takes one known row that differs, or is missing here. */
 static void
 take_difference(PosRun *run, PosModel *model, bool missing, Datum *values,
@@ -519,8 +544,10 @@ take_difference(PosRun *run, PosModel *model, bool missing, Datum *values,
 	}
 	if (missing)
 		model->counts.created++;
+	else if (run->dry)
+		model->counts.updated++;
 	if (run->dry)
-		model->counts.updated += missing ? 0 : 1;
+		remember_changed(run, model, values, nulls);
 	else if (missing)
 		insert(run, model, values, nulls);
 	else
@@ -529,7 +556,8 @@ take_difference(PosRun *run, PosModel *model, bool missing, Datum *values,
 
 /*
  * Compares the known rows of a model with the local ones, byte by byte, takes
- * those that differ and empties the set.
+ * those that differ and empties the set.  They are written by the next flush
+ * at the latest.
  */
 void
 pos_write_compare(PosRun *run, PosModel *model)
@@ -566,10 +594,6 @@ pos_write_compare(PosRun *run, PosModel *model)
 		pos_sql_take(differences);
 	}
 	pos_sql_close(differences);
-	if (model->component->inner)
-		pos_write_flush(run, model->component);
-	if (model->writer != NULL)
-		run_updates(model, model->writer);
 	pos_rowset_clear(model->known);
 }
 
@@ -631,10 +655,32 @@ pos_write_close(PosModel *model)
 	model->writer = NULL;
 }
 
-/* Writes all rows taken so far for the models of a component. */
+static void
+flush_updates(PosComponent *component)
+{
+	ListCell   *lc;
+
+	foreach(lc, component->models)
+	{
+		PosModel   *model = lfirst(lc);
+
+		if (model->writer != NULL)
+			run_updates(model, model->writer);
+	}
+}
+
+/*
+ * Writes all rows taken so far for the models of a component: changed ones
+ * first, as new ones may want what they give up, unless changed ones may refer
+ * to new ones.
+ */
 void
 pos_write_flush(PosRun *run, PosComponent *component)
 {
+	if (!component->inner)
+		flush_updates(component);
 	flush_bulks(component);
 	flush_inserts(run, component);
+	if (component->inner)
+		flush_updates(component);
 }
