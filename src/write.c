@@ -155,10 +155,12 @@ open_writer(PosRun *run, PosModel *model)
 
 /*
  * Locks the rows of one model that rows to be written refer to, against
- * deletion and change of key, as the foreign key's own check would.
+ * deletion and change of key, as the foreign key's own check would.  Rows that
+ * need not exist yet, as they may stand in a bulk of the same component, make
+ * the model incomplete.
  */
 static void
-lock_rows(PosModel *model)
+lock_rows(PosModel *model, bool must_exist)
 {
 	Oid			saved_user;
 	int			saved_context;
@@ -182,7 +184,11 @@ lock_rows(PosModel *model)
 		values[0] = PointerGetDatum(construct_array(keys, n, INT8OID, 8,
 													FLOAT8PASSBYVAL,
 													TYPALIGN_DOUBLE));
-		if (pos_sql_execute(sql, 1, types, values) < n)
+		if (pos_sql_execute(sql, 1, types, values) == n)
+			 /* all there */ ;
+		else if (!must_exist)
+			model->incomplete = true;
+		else
 			ereport(ERROR,
 					(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
 					 errmsg("rows of table %s that new rows refer to were deleted here",
@@ -199,14 +205,31 @@ lock_rows(PosModel *model)
 	model->nto_lock = 0;
 }
 
-/* Locks whatever the rows put so far refer to, then writes them. */
+/*
+ * Locks whatever the rows put so far refer to, then writes them, with the
+ * checks of foreign keys that this did not prove.
+ */
 static void
 flush_bulk(PosModel *model, PosWriter *writer)
 {
 	ListCell   *lc;
 
 	foreach(lc, model->references)
-		lock_rows(((PosReference *) lfirst(lc))->parent);
+	{
+		PosReference *reference = lfirst(lc);
+
+		lock_rows(reference->parent, !reference->inner);
+	}
+	foreach(lc, model->references)
+	{
+		PosReference *reference = lfirst(lc);
+
+		if (reference->parent->incomplete && !reference->unproven)
+		{
+			reference->unproven = true;
+			pos_bulk_spare(writer->bulk, reference->constraint, false);
+		}
+	}
 	pos_bulk_flush(writer->bulk);
 }
 
@@ -262,6 +285,7 @@ prove_references(PosRun *run, PosModel *model, PosWriter *writer,
 						   DatumGetInt64(pos_key_from_integer(field->base,
 															  values[field->staged]))))
 		{
+			flush_bulk(model, writer);
 			reference->unproven = true;
 			pos_bulk_spare(writer->bulk, reference->constraint, false);
 		}
