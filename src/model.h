@@ -155,7 +155,7 @@ struct PosModel
 	PosRowset  *known;			/* staged rows by what is known of them */
 	PosRowset  *unknown;
 	PosRowset  *creates;
-	PosRowset  *changed;		/* a dry run's: known rows that would be written */
+	PosRowset  *changed;		/* known rows that a dry run would write */
 	PosWriter  *writer;
 	PosCounts	counts;
 	double		milliseconds;

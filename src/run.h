@@ -85,6 +85,9 @@ typedef void (*PosMatchCallback) (PosRun *run, PosModel *model, Datum *values,
 extern void pos_match_rows(PosRun *run, PosModel *model, PosRowset *rows,
 						   PosMatchCallback callback);
 
+/* in update.c: rows that differ, also if they swap unique values */
+extern int64 pos_update_rows(PosModel *model, PosRowset *rows);
+
 /* in write.c: what differs is written */
 extern void pos_write_compare(PosRun *run, PosModel *model);
 extern void pos_write_pretend(PosRun *run, PosModel *model, Datum *values,

@@ -308,26 +308,6 @@ append_insert(StringInfo sql, PosModel *model)
 	appendStringInfo(sql, " FROM possync_insert_%d r", model->id);
 }
 
-static Bitmapset *
-key_columns(PosModel *model)
-{
-	Bitmapset  *columns = NULL;
-
-	for (int i = 0; i < model->nkey; i++)
-		columns = bms_add_member(columns, model->key[i]->attnum);
-	return columns;
-}
-
-/* Appends the comparison of the key of t with that of r. */
-static void
-append_key_join(StringInfo sql, PosModel *model)
-{
-	for (int i = 0; i < model->nkey; i++)
-		appendStringInfo(sql, "%st.%s %s r.w%d", i > 0 ? " AND " : "",
-						 quote_identifier(model->key[i]->name),
-						 pos_sql_equality(model->key[i]), i + 1);
-}
-
 /*
  * Leaves out, and unlinks, the gathered rows that an INSERT did not put into
  * the table because a trigger or rule of the user's decided so.
@@ -345,7 +325,7 @@ reject_suppressed(PosRun *run, PosModel *model, PosRowset *inserts)
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "SELECT r.n FROM possync_insert_%d r WHERE NOT EXISTS"
 					 " (SELECT 1 FROM %s t WHERE ", model->id, model->table_sql);
-	append_key_join(&sql, model);
+	pos_sql_append_key_join(&sql, model);
 	appendStringInfoString(&sql, ") ORDER BY r.n");
 	n = pos_sql_execute(sql.data, 0, NULL, NULL);
 	table = SPI_tuptable;
@@ -445,37 +425,15 @@ pos_write_create(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 	insert(run, model, values, nulls);
 }
 
-/* Returns the UPDATE of the gathered rows, or NULL: nothing but keys. */
-static char *
-update_statement(PosModel *model)
-{
-	StringInfoData sql;
-
-	if (model->nwritten == model->nkey)
-		return NULL;
-	initStringInfo(&sql);
-	appendStringInfo(&sql, "UPDATE %s t SET ", model->table_sql);
-	for (int i = model->nkey; i < model->nwritten; i++)
-		appendStringInfo(&sql, "%s%s = r.w%d", i > model->nkey ? ", " : "",
-						 quote_identifier(model->written[i]->name), i + 1);
-	appendStringInfo(&sql, " FROM possync_update_%d r WHERE ", model->id);
-	append_key_join(&sql, model);
-	return sql.data;
-}
-
 static void
 run_updates(PosModel *model, PosWriter *writer)
 {
 	int64		n = pos_rowset_count(writer->updates);
 	int64		done;
-	int			nestlevel;
 
 	if (n == 0)
 		return;
-	pos_rowset_publish(writer->updates);
-	nestlevel = pos_sql_plan_join(model->rel, key_columns(model), n);
-	done = pos_sql_execute(update_statement(model), 0, NULL, NULL);
-	pos_sql_planned(nestlevel);
+	done = pos_update_rows(model, writer->updates);
 	model->counts.updated += done;
 	if (done < n)
 	{
@@ -510,7 +468,7 @@ open_differences(PosModel *model)
 					 " LEFT JOIN %s t ON ",
 					 quote_identifier(model->key[0]->name), model->id,
 					 model->table_sql);
-	append_key_join(&sql, model);
+	pos_sql_append_key_join(&sql, model);
 	appendStringInfo(&sql, " WHERE t.%s IS NULL",
 					 quote_identifier(model->key[0]->name));
 	if (model->nwritten > model->nkey)
@@ -597,7 +555,7 @@ pos_write_compare(PosRun *run, PosModel *model)
 	if (pos_rowset_count(model->known) == 0)
 		return;
 	pos_rowset_publish(model->known);
-	nestlevel = pos_sql_plan_join(model->rel, key_columns(model),
+	nestlevel = pos_sql_plan_join(model->rel, pos_sql_key_columns(model),
 								  pos_rowset_count(model->known));
 	differences = open_differences(model);
 	pos_sql_planned(nestlevel);
