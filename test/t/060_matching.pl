@@ -190,7 +190,32 @@ is_same($master, $till, 'SELECT code, note FROM u ORDER BY 2', 'as over there');
 there(q(UPDATE u SET code = 'Z' WHERE id = 1; UPDATE u SET code = 'Y' WHERE id = 2; UPDATE u SET code = 'B' WHERE id = 3));
 pull('u', 'ok|4|0|0|3|1|0', 'codes move on');
 is_same($master, $till, 'SELECT code, note FROM u ORDER BY 2', 'as over there');
+there(q(UPDATE u SET code = 'swap' WHERE id = 2; UPDATE u SET code = 'Y' WHERE id = 3; UPDATE u SET code = 'B' WHERE id = 2));
+pull('u', 'ok|4|0|0|2|2|0', 'two rows swap their codes');
+is_same($master, $till, 'SELECT code, note FROM u ORDER BY 2', 'as over there');
 quiet('u', 'u');
+
+# The same with numbers, within a parent, and with columns that may be null; the
+# constraint of the last table leaves nothing to set aside
+there(q(CREATE TABLE place (id serial PRIMARY KEY, code text UNIQUE, row int, no smallint, tag varchar(3), day date, UNIQUE (row, no) DEFERRABLE, UNIQUE (tag) DEFERRABLE);
+	CREATE TABLE hard (id serial PRIMARY KEY, day date NOT NULL UNIQUE DEFERRABLE);
+	INSERT INTO place (code, row, no, tag, day) SELECT 'p' || i, i % 2, i, 't' || i, date '2024-01-01' + i FROM generate_series(1, 8) i;
+	INSERT INTO hard (day) SELECT date '2024-01-01' + i FROM generate_series(1, 3) i));
+here(q(CREATE TABLE place (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, code text UNIQUE, row int NOT NULL, no smallint NOT NULL CHECK (no < 100), tag varchar(3) NOT NULL UNIQUE, day date UNIQUE, UNIQUE (row, no));
+	CREATE TABLE hard (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, day date NOT NULL UNIQUE);
+	SELECT FROM possync_add_model('place', server => 'hq'); SELECT possync_set_field('place', 'code', match => true);
+	SELECT FROM possync_add_model('hard', server => 'hq')));
+pull('place', 'ok|8|8|0|0|0|0', 'places');
+pull('hard', 'ok|3|3|0|0|0|0', 'days');
+there(q(BEGIN; SET CONSTRAINTS ALL DEFERRED; UPDATE place SET no = no + 2, tag = 't' || id % 8 + 1, day = date '2024-01-01' + 9 - id; COMMIT));
+pull('place', 'ok|8|0|0|8|0|0', 'all go round');
+is_same($master, $till, 'SELECT code, row, no, tag, day FROM place ORDER BY 1', 'as over there');
+quiet('place', 'place');
+there(q(BEGIN; SET CONSTRAINTS ALL DEFERRED; UPDATE hard SET day = day + 1; COMMIT));
+pull('hard', qr/^failed\|.*hard_day_key/, 'days that cannot be set aside');
+is(here('SELECT min(day), max(day) FROM hard'), '2024-01-02|2024-01-04', 'nothing is halved');
+there(q(UPDATE hard SET day = day + 10));
+pull('hard', 'ok|3|0|0|3|0|0', 'days that need not be');
 
 # Local rows that went away
 here('DELETE FROM u WHERE note = $$2$$');
