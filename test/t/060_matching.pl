@@ -35,6 +35,8 @@ sub pull
 	my $before = here($traces);
 	my ($s1, $promised) = $till->psql('postgres', "SELECT $counts FROM possync_pull('$model', dry_run => true)");
 	is(here($traces), $before, "$name: a dry run touches nothing");
+	unlike(here("EXPLAIN (ANALYZE, WAL, COSTS OFF) SELECT possync_pull('$model', dry_run => true)"),
+		qr/WAL:/, "$name: nor the log");
 	my ($s2, $done, $err) = $till->psql('postgres', "SELECT $counts FROM possync_pull('$model')");
 	like($done, ref $expected ? $expected : qr/^\Q$expected\E$/, $name) || diag($err);
 	is($promised, $done =~ s/^ok/dry run/r, "$name: as the dry run said") if $done =~ /^ok\|/;
@@ -235,5 +237,24 @@ pull('nc', 'ok|3|2|1|1|0|0', 'a natural key');
 there(q(UPDATE n SET code = 'k9' WHERE code = 'k1'));
 pull('nc', 'ok|3|1|0|1|1|0', 'a natural key changed');
 is(here('SELECT n FROM nc'), 'k9', 'what refers to it follows');
+
+there("UPDATE n SET name = 'renamed'");
+like(here("EXPLAIN (ANALYZE, WAL, COSTS OFF) SELECT possync_pull('nc')"), qr/WAL:/, 'a real pull does touch the log');
+
+# A parent that is read only when it changes was deleted here
+there(q(CREATE TABLE pe (id serial PRIMARY KEY, code text NOT NULL UNIQUE, updated_at timestamptz NOT NULL);
+	CREATE TABLE ce (id serial PRIMARY KEY, code text NOT NULL UNIQUE, p int REFERENCES pe);
+	INSERT INTO pe (code, updated_at) SELECT 'p' || i, '2020-01-01' FROM generate_series(1, 3) i; INSERT INTO ce (code, p) VALUES ('c1', 1), ('c2', 2)));
+here(q(CREATE TABLE pe (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, code text NOT NULL UNIQUE, updated_at timestamptz NOT NULL);
+	CREATE TABLE ce (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, code text NOT NULL UNIQUE, p int REFERENCES pe ON DELETE SET NULL);
+	SELECT FROM possync_add_model('ce', server => 'hq')));
+pull('ce', 'ok|5|5|0|0|0|0', 'a parent with a change column');
+here('DELETE FROM pe WHERE code = $$p1$$');
+there(q(INSERT INTO ce (code, p) VALUES ('c3', 3), ('c4', 1)));
+pull('ce', qr/^failed\|.*ce_p_fkey/, 'what refers to a parent that was deleted here is not hung in the air');
+is(here('SELECT string_agg(code, $$,$$ ORDER BY code) FROM ce'), 'c1,c2', 'nothing is halved');
+here(q(DELETE FROM synchronize_position WHERE model = (SELECT id FROM synchronize_model WHERE name = 'pe')));
+pull('ce', 'ok|7|3|0|1|3|0', 'it comes in when its parent is read again');
+is_same($master, $till, 'SELECT ce.code, pe.code FROM ce LEFT JOIN pe ON pe.id = p ORDER BY 1', 'as over there');
 
 done_testing();

@@ -35,6 +35,8 @@ sub pull
 	my $before = here($traces);
 	my ($s1, $promised) = $till->psql('postgres', "SELECT $counts FROM possync_pull('$model', dry_run => true)");
 	is(here($traces), $before, "$name: a dry run touches nothing");
+	unlike(here("EXPLAIN (ANALYZE, WAL, COSTS OFF) SELECT possync_pull('$model', dry_run => true)"),
+		qr/WAL:/, "$name: nor the log");
 	my ($s2, $done, $err) = $till->psql('postgres', "SELECT $counts FROM possync_pull('$model')");
 	like($done, ref $expected ? $expected : qr/^\Q$expected\E$/, $name) || diag($err);
 	is($promised, $done =~ s/^ok/dry run/r, "$name: as the dry run said") if $done =~ /^ok\|/;
