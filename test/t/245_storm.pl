@@ -46,7 +46,6 @@ my @harm = (
 	"DELETE FROM template t WHERE NOT EXISTS (SELECT FROM product p WHERE p.template = t.id)",
 	"DELETE FROM category c WHERE NOT EXISTS (SELECT FROM template t WHERE t.category = c.id) AND NOT EXISTS (SELECT FROM category d WHERE d.parent = c.id)",
 	"UPDATE product SET cost_price = cost_price + 1 WHERE id % 5 = 0",
-	"UPDATE template SET id = id + 5000000 WHERE id IN (SELECT id FROM template t WHERE NOT EXISTS (SELECT FROM product p WHERE p.template = t.id) LIMIT 1)",
 	"DELETE FROM price_list WHERE name = 'staff'",
 	"DELETE FROM unit u WHERE symbol = 'ml'",
 	"UPDATE category SET name = name || '.' WHERE id % 3 = 0");
