@@ -148,7 +148,6 @@ struct PosModel
 	struct translation_hash *translations;
 	bool		has_translations;
 	struct locked_hash *locked; /* rows that new rows refer to, see write.c */
-	bool		incomplete;		/* some of them could not be locked */
 	int64	   *to_lock;		/* those of them not locked yet */
 	int			nto_lock;
 	int			maxto_lock;

@@ -12,6 +12,7 @@ typedef struct PosRun
 {
 	int32		id;				/* in synchronize_history */
 	bool		dry;			/* find out what would be done, and do nothing */
+	bool		anew;			/* read everything, whatever the positions say */
 	PosTree    *tree;
 	PosConnection *connection;
 	PosSnapshot snapshot;

@@ -155,19 +155,19 @@ open_writer(PosRun *run, PosModel *model)
 
 /*
  * Locks the rows of one model that rows to be written refer to, against
- * deletion and change of key, as the foreign key's own check would.  Rows that
- * need not exist yet, as they may stand in a bulk of the same component, make
- * the model incomplete.
+ * deletion and change of key, as the foreign key's own check would.  Returns
+ * how many are not there.
  */
-static void
-lock_rows(PosModel *model, bool must_exist)
+static int
+lock_rows(PosModel *model)
 {
 	Oid			saved_user;
 	int			saved_context;
 	char	   *sql;
+	int			missing = 0;
 
 	if (model->nto_lock == 0)
-		return;
+		return 0;
 	sql = psprintf("SELECT 1 FROM %s t WHERE t.%s OPERATOR(pg_catalog.=) ANY ($1)"
 				   " FOR KEY SHARE OF t", model->table_sql,
 				   quote_identifier(model->key[0]->name));
@@ -184,30 +184,46 @@ lock_rows(PosModel *model, bool must_exist)
 		values[0] = PointerGetDatum(construct_array(keys, n, INT8OID, 8,
 													FLOAT8PASSBYVAL,
 													TYPALIGN_DOUBLE));
-		if (pos_sql_execute(sql, 1, types, values) == n)
-			 /* all there */ ;
-		else if (!must_exist)
-			model->incomplete = true;
-		else
-			ereport(ERROR,
-					(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
-					 errmsg("rows of table %s that new rows refer to were deleted here",
-							model->name),
-					 errdetail("%d of %d rows are missing.",
-							   n - (int) SPI_processed, n),
-					 errhint("Let them be read again: SELECT possync_set_model('%s', change_columns => ...) forgets how far the model was read.",
-							 model->name)));
+		missing += n - pos_sql_execute(sql, 1, types, values);
 		SPI_freetuptable(SPI_tuptable);
 		pfree(keys);
 		pfree(DatumGetPointer(values[0]));
 	}
 	SetUserIdAndSecContext(saved_user, saved_context);
 	model->nto_lock = 0;
+	return missing;
+}
+
+/* Has every foreign key of a component to this parent checked row by row. */
+static void
+check_references(PosComponent *component, PosModel *parent)
+{
+	ListCell   *lc;
+	ListCell   *lr;
+
+	foreach(lc, component->models)
+	{
+		PosModel   *model = lfirst(lc);
+
+		foreach(lr, model->references)
+		{
+			PosReference *reference = lfirst(lr);
+
+			if (model->writer == NULL || reference->parent != parent ||
+				reference->unproven)
+				continue;
+			reference->unproven = true;
+			pos_bulk_spare(model->writer->bulk, reference->constraint, false);
+		}
+	}
 }
 
 /*
- * Locks whatever the rows put so far refer to, then writes them, with the
- * checks of foreign keys that this did not prove.
+ * Locks whatever the rows put so far refer to, then writes them.
+ *
+ * A row that somebody deleted here may come again only if it belongs to the
+ * same component; then the foreign key's own check tells, when all rows are
+ * there.
  */
 static void
 flush_bulk(PosModel *model, PosWriter *writer)
@@ -216,19 +232,18 @@ flush_bulk(PosModel *model, PosWriter *writer)
 
 	foreach(lc, model->references)
 	{
-		PosReference *reference = lfirst(lc);
+		PosModel   *parent = ((PosReference *) lfirst(lc))->parent;
+		int			missing = lock_rows(parent);
 
-		lock_rows(reference->parent, !reference->inner);
-	}
-	foreach(lc, model->references)
-	{
-		PosReference *reference = lfirst(lc);
-
-		if (reference->parent->incomplete && !reference->unproven)
-		{
-			reference->unproven = true;
-			pos_bulk_spare(writer->bulk, reference->constraint, false);
-		}
+		if (missing > 0 && parent->component != model->component)
+			ereport(ERROR,
+					(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
+					 errmsg("rows of table %s that new rows refer to were deleted here",
+							parent->name),
+					 errdetail("%d rows are missing.", missing),
+					 errhint("The next pull reads them again.")));
+		if (missing > 0)
+			check_references(model->component, parent);
 	}
 	pos_bulk_flush(writer->bulk);
 }
