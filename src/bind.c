@@ -224,8 +224,9 @@ receive_row(PosRun *run, PosModel *model, bool all_new, Datum *values,
 }
 
 /*
- * Receives all rows of a model from the connection.  Rows that refer to
- * something that is not here are left out.
+ * Receives all rows of a model from the connection, which delivers none for a
+ * model of a cycle in which only others changed.  Rows that refer to something
+ * that is not here are left out.
  */
 void
 pos_bind_receive(PosRun *run, PosModel *model)
@@ -250,7 +251,7 @@ pos_bind_receive(PosRun *run, PosModel *model)
 		model->on_unknown != POS_MATCH_ONLY;
 
 	old = MemoryContextSwitchTo(run->row);
-	for (;;)
+	while (model->table.changed)
 	{
 		PosReference *missing;
 		bool		pending;

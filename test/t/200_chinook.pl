@@ -95,15 +95,18 @@ rests('empty', 0, 'empty');
 
 # A till with a part of it, some of it changed, and things of its own.
 my $n = 0;
-my ($part, $keys) = $complete->part(
-	sub { my ($table) = @_; $n++; $table =~ /artist|genre/ ? $n % 2 : $table =~ /line|playlist_track/ ? $n % 9 == 0 : $n % 3 == 0 },
-	sub {
+my $part = $complete->part(
+	sub { my ($table) = @_; $n++; $table =~ /artist|genre/ ? $n % 2 : $table =~ /line|playlist_track/ ? $n % 9 == 0 : $n % 3 == 0 });
+my $fill = $complete->load(
+	$part,
+	other => 1,
+	edit => sub {
 		my ($table, $row) = @_;
 		$row->{composer} = 'Trad.' if $table eq 'public.track' && $row->{milliseconds} % 7 == 0;
 		$row->{fax} = '\N' if $table eq 'public.customer';
 	});
 copy_schema($master, 'music', $till, 'half');
-run_sql($till, 'half', $part);
+run_sql($till, 'half', $fill);
 run_sql($till, 'half', <<'EOC');
 DELETE FROM playlist_track WHERE playlist_id NOT IN (SELECT min(playlist_id) FROM playlist GROUP BY name);
 DELETE FROM playlist WHERE playlist_id NOT IN (SELECT min(playlist_id) FROM playlist GROUP BY name);
