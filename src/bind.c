@@ -208,7 +208,8 @@ receive_row(PosRun *run, PosModel *model, bool all_new, Datum *values,
 
 /*
  * Receives all rows of a model from the connection.  Rows that refer to
- * something that is not here are left out.
+ * something that is not here are left out.  A model in which nothing changed
+ * was not requested; another one of its component may have changed.
  */
 void
 pos_bind_receive(PosRun *run, PosModel *model)
@@ -233,7 +234,7 @@ pos_bind_receive(PosRun *run, PosModel *model)
 		model->on_unknown != POS_MATCH_ONLY;
 
 	old = MemoryContextSwitchTo(run->row);
-	for (;;)
+	while (model->table.changed)
 	{
 		PosReference *missing;
 		bool		pending;

@@ -318,7 +318,7 @@ visit(Walk *walk, PosModel *model)
 		walk->stack = list_delete_last(walk->stack);
 		member->on_stack = false;
 		member->component = component;
-		component->models = lcons(member, component->models);
+		component->models = lappend(component->models, member);
 		walk->tree->models = lappend(walk->tree->models, member);
 	} while (member != model);
 	component->inner = list_length(component->models) > 1 ||
