@@ -321,6 +321,7 @@ pos_bulk_close(PosBulk *bulk)
 		ExecDropSingleTupleTableSlot(bulk->slots[i]);
 	FreeBulkInsertState(bulk->state);
 	table_finish_bulk_insert(bulk->rel, 0);
+	ExecResetTupleTable(bulk->estate->es_tupleTable, false);
 	ExecCloseResultRelations(bulk->estate);
 	ExecCloseRangeTableRelations(bulk->estate);
 	FreeExecutorState(bulk->estate);
