@@ -199,7 +199,8 @@ extern Datum pos_key_from_integer(Oid base, Datum value);
 extern Datum pos_key_from_parts(int nparts, Datum *texts);
 extern void pos_key_to_parts(Datum key, int nparts, Datum *texts);
 extern void pos_key_to_columns(PosModel *model, Datum key, Datum *values);
-extern Datum pos_key_from_columns(PosModel *model, Datum *values);
+extern Datum pos_key_from_columns(PosModel *model, Datum *values,
+								  bool *nulls);
 extern char *pos_key_string(Datum key, bool is_int);
 extern Datum pos_key_from_string(const char *string, bool is_int);
 
