@@ -116,7 +116,7 @@ struct PosModel
 	char	   *position;		/* NULL: never read */
 	char	   *source;
 
-	/* local side; rel stays open, locked, during a run */
+	/* local side; rel stays open, locked, during a run; only in the tree */
 	Relation	rel;
 	int			nfields;
 	PosField   *fields;
@@ -134,6 +134,7 @@ struct PosModel
 	int			index;			/* Tarjan's numbers */
 	int			lowlink;
 	bool		on_stack;
+	bool		opened;			/* its table was looked for */
 
 	/* one run */
 	PosTable	table;
@@ -168,7 +169,7 @@ struct PosComponent
 typedef struct PosTree
 {
 	char	   *server;
-	List	   *opened;			/* of PosModel, all of the server */
+	List	   *configured;		/* of PosModel, all of the server */
 	PosModel   *root;
 	List	   *models;			/* of PosModel, what others depend on first */
 	List	   *components;		/* of PosComponent, in the same order */
