@@ -160,8 +160,8 @@ struct PosModel
 /* Models that refer to each other: one in general, all of a cycle together */
 struct PosComponent
 {
-	List	   *models;			/* in the order of PosTree.models, in which rows
-								 * are read */
+	List	   *models;			/* in the order of PosTree.models, in which
+								 * rows are read */
 	bool		inner;			/* has references within itself */
 	bool		held;			/* triggers are held back, see write.c */
 };
