@@ -17,7 +17,8 @@ CREATE TABLE @extschema@.synchronize_model (
 	relation regclass NOT NULL,
 	server name NOT NULL,
 	remote text NOT NULL,
-	key_columns name[] NOT NULL,
+	key_columns name[] NOT NULL
+		CHECK (cardinality(key_columns) BETWEEN 1 AND 32 AND array_position(key_columns, NULL) IS NULL),
 	on_unknown text NOT NULL DEFAULT 'match_create'
 		CHECK (on_unknown IN ('match_create', 'match', 'create', 'ignore')),
 	on_match text NOT NULL DEFAULT 'update'
@@ -766,7 +767,8 @@ AS $$
 #variable_conflict use_column
 DECLARE
 	key name[];
-	match record;
+	match_columns name[];
+	match_reason text;
 	change record;
 	added text;
 	dropped text;
@@ -779,14 +781,15 @@ BEGIN
 		PERFORM @extschema@._possync_check_rights($1, $2);
 		PERFORM @extschema@._possync_check_remote($4, $2) WHERE $4 IS NOT NULL;
 		key := @extschema@._possync_key($1);
-		match := @extschema@._possync_propose_match($1, key);
+		SELECT m.columns, m.reason INTO match_columns, match_reason
+		FROM @extschema@._possync_propose_match($1, key) m;
 		change := @extschema@._possync_propose_change($1, key);
-		note := match.reason || '; ' || change.reason;
+		note := match_reason || '; ' || change.reason;
 		INSERT INTO @extschema@.synchronize_model
 			(name, relation, server, remote, key_columns, on_unknown, change_columns, reason)
 		SELECT coalesce($3, @extschema@._possync_free_name($1, $2)), $1, $2,
 			   coalesce($4, format('%I.%I', n.nspname, c.relname)), key,
-			   CASE WHEN match.columns IS NULL THEN 'create' ELSE 'match_create' END,
+			   CASE WHEN match_columns IS NULL THEN 'create' ELSE 'match_create' END,
 			   change.columns::text[], note
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.oid = $1
@@ -803,7 +806,7 @@ BEGIN
 
 	WITH new AS (
 		INSERT INTO @extschema@.synchronize_field (model, name, remote, copy, match, reason)
-		SELECT _possync_add_table.id, c.name, c.name, c.copy, is_new AND coalesce(c.name = ANY (match.columns), false), c.reason
+		SELECT _possync_add_table.id, c.name, c.name, c.copy, is_new AND coalesce(c.name = ANY (match_columns), false), c.reason
 		FROM @extschema@._possync_columns($1, key) c
 		ON CONFLICT (model, name) DO NOTHING
 		RETURNING name)

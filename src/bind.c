@@ -105,18 +105,19 @@ prepare_key(PosRun *run, PosModel *model)
 static void
 make_key(PosModel *model, Datum *values, bool *nulls)
 {
+	ResetExprContext(model->econtext);
 	for (int i = 0; i < model->nkey; i++)
 	{
 		PosField   *field = model->key[i];
 
 		if (field->key_default == NULL)
 			continue;
-		ResetExprContext(model->econtext);
 		values[field->staged] = ExecEvalExpr(field->key_default, model->econtext,
 											 &nulls[field->staged]);
 	}
 	values[POS_STAGE_LOCAL] =
-		pos_key_from_columns(model, &values[POS_STAGE_FIRST]);
+		pos_key_from_columns(model, &values[POS_STAGE_FIRST],
+							 &nulls[POS_STAGE_FIRST]);
 	nulls[POS_STAGE_LOCAL] = false;
 }
 

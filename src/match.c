@@ -167,14 +167,15 @@ take_candidates(PosRun *run, PosCursor *pairs, PosModel *model, int64 n,
 	while ((tuple = pos_sql_peek(pairs, &desc)) != NULL)
 	{
 		Datum		columns[INDEX_MAX_KEYS];
+		bool		nulls[INDEX_MAX_KEYS];
 		Datum		key;
 		bool		isnull;
 
 		if (DatumGetInt64(SPI_getbinval(tuple, desc, 1, &isnull)) != n)
 			break;
 		for (int i = 0; i < model->nkey; i++)
-			columns[i] = SPI_getbinval(tuple, desc, i + 2, &isnull);
-		key = pos_key_from_columns(model, columns);
+			columns[i] = SPI_getbinval(tuple, desc, i + 2, &nulls[i]);
+		key = pos_key_from_columns(model, columns, nulls);
 		if (pos_translation_is_linked(run, model, key))
 			*linked = pos_key_string(key, model->local_int);
 		else

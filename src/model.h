@@ -119,7 +119,7 @@ struct PosModel
 	char	   *position;		/* NULL: never read */
 	char	   *source;
 
-	/* local side; rel stays open, locked, during a run */
+	/* local side; rel stays open, locked, during a run; only in the tree */
 	Relation	rel;
 	int			nfields;
 	PosField   *fields;
@@ -137,6 +137,7 @@ struct PosModel
 	int			index;			/* Tarjan's numbers */
 	int			lowlink;
 	bool		on_stack;
+	bool		opened;			/* its table was looked for */
 
 	/* one run */
 	PosTable	table;
@@ -163,7 +164,8 @@ struct PosModel
 /* Models that refer to each other: one in general, all of a cycle together */
 struct PosComponent
 {
-	List	   *models;
+	List	   *models;			/* in the order of PosTree.models, in which
+								 * rows are read */
 	bool		inner;			/* has references within itself */
 	bool		held;			/* triggers are held back, see write.c */
 };
@@ -171,7 +173,7 @@ struct PosComponent
 typedef struct PosTree
 {
 	char	   *server;
-	List	   *opened;			/* of PosModel, all of the server */
+	List	   *configured;		/* of PosModel, all of the server */
 	PosModel   *root;
 	List	   *models;			/* of PosModel, what others depend on first */
 	List	   *components;		/* of PosComponent, in the same order */
@@ -202,7 +204,8 @@ extern Datum pos_key_from_integer(Oid base, Datum value);
 extern Datum pos_key_from_parts(int nparts, Datum *texts);
 extern void pos_key_to_parts(Datum key, int nparts, Datum *texts);
 extern void pos_key_to_columns(PosModel *model, Datum key, Datum *values);
-extern Datum pos_key_from_columns(PosModel *model, Datum *values);
+extern Datum pos_key_from_columns(PosModel *model, Datum *values,
+								  bool *nulls);
 extern char *pos_key_string(Datum key, bool is_int);
 extern Datum pos_key_from_string(const char *string, bool is_int);
 

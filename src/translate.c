@@ -190,6 +190,18 @@ set_copied_key(PosModel *model, Datum remote, Datum *values, bool *nulls)
 	}
 }
 
+/* A view, or a table whose key is none there, may deliver rows without one. */
+static void
+check_key(PosModel *model, bool *wirenulls)
+{
+	for (int i = 0; i < model->nkey; i++)
+		if (wirenulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NOT_NULL_VIOLATION),
+					 errmsg("a row of remote table %s has no key: column \"%s\" is null",
+							model->remote, model->key[i]->remote)));
+}
+
 /*
  * Turns a row as delivered by the connection into a staged one, without n and
  * local key.  Returns NULL, or the reference whose parent is not here.
@@ -203,6 +215,7 @@ pos_translate_row(PosRun *run, PosModel *model, Datum *wire, bool *wirenulls,
 	ListCell   *lc;
 
 	*pending = false;
+	check_key(model, wirenulls);
 	memset(nulls, true, model->stage->natts * sizeof(bool));
 	nulls[POS_STAGE_REMOTE] = false;
 	values[POS_STAGE_REMOTE] = model->nkey == 1 ? wire[0] :

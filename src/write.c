@@ -7,8 +7,8 @@
  * On the bulk way a foreign key is not checked row by row where this is
  * proven: every row it refers to was made in this run or is locked against
  * deletion by us, once for each distinct row, before anything that refers to
- * it is written.  Tables with triggers or rules of their own prove nothing
- * about their rows.
+ * it is written.  We may delete them all the same, so nothing is proven where
+ * triggers or rules of the user's may act in between.
  *
  * The models of a component that refers to itself are inserted as by one
  * statement, so that its foreign keys are checked when all rows are there.
@@ -82,9 +82,35 @@ has_own_code(Relation rel)
 	return false;
 }
 
+/*
+ * Whether code of the user's may run after a row of parent was made or locked
+ * and before a row of model that refers to it is there.
+ */
+static bool
+may_lose_parent(PosTree *tree, PosModel *parent, PosModel *model)
+{
+	bool		between = false;
+	ListCell   *lc;
+	ListCell   *lc2;
+
+	foreach(lc, tree->components)
+	{
+		PosComponent *component = lfirst(lc);
+
+		between = between || component == parent->component;
+		if (between)
+			foreach(lc2, component->models)
+				if (has_own_code(((PosModel *) lfirst(lc2))->rel))
+				return true;
+		if (component == model->component)
+			break;
+	}
+	return false;
+}
+
 /* Whether the foreign key behind a reference can be proven at all. */
 static bool
-is_provable(PosReference *reference)
+is_provable(PosTree *tree, PosModel *model, PosReference *reference)
 {
 	PosModel   *parent = reference->parent;
 
@@ -92,11 +118,11 @@ is_provable(PosReference *reference)
 		parent->local_int && pos_key_is_integer(reference->fields[0]->base) &&
 		reference->fields[0]->supplier == reference &&
 		parent->rel->rd_rel->relkind == RELKIND_RELATION &&
-		!has_own_code(parent->rel);
+		!may_lose_parent(tree, parent, model);
 }
 
 static void
-spare_foreign_keys(PosModel *model, PosWriter *writer)
+spare_foreign_keys(PosTree *tree, PosModel *model, PosWriter *writer)
 {
 	ListCell   *lc;
 
@@ -104,7 +130,7 @@ spare_foreign_keys(PosModel *model, PosWriter *writer)
 	{
 		PosReference *reference = lfirst(lc);
 
-		reference->unproven = !is_provable(reference);
+		reference->unproven = !is_provable(tree, model, reference);
 		if (!reference->unproven)
 			pos_bulk_spare(writer->bulk, reference->constraint, true);
 	}
@@ -142,7 +168,7 @@ open_writer(PosRun *run, PosModel *model)
 		writer->bulk = pos_bulk_open(writer->rel, model->nwritten, columns);
 		if (model->component->inner)
 			pos_bulk_hold(writer->bulk);
-		spare_foreign_keys(model, writer);
+		spare_foreign_keys(run->tree, model, writer);
 	}
 	else
 		writer->inserts = pos_rowset_create(psprintf("possync_insert_%d",
