@@ -42,9 +42,9 @@ my $till = Possync->cluster('till');
 $master->safe_psql('postgres', 'CREATE DATABASE music');
 run_sql($master, 'music', $sql);
 
-sub content { return Possync::Content->new($_[0], $_[1], @description) }
+sub music { return Possync::Content->new($_[0], $_[1], @description) }
 
-my $complete = content($master, 'music');
+my $complete = music($master, 'music');
 is(scalar(my @tables = $complete->tables), 11, 'eleven tables');
 
 sub configure
@@ -90,7 +90,7 @@ EOC
 copy_schema($master, 'music', $till, 'empty');
 configure('empty');
 is(pull_all($till, 'empty', @roots), 'ok|15607|0|0|0', 'empty: every row created');
-is_content($complete, content($till, 'empty'), {}, 'empty: the same content');
+is_content($complete, music($till, 'empty'), {}, 'empty: the same content');
 rests('empty', 0, 'empty');
 
 # A till with a part of it, some of it changed, and things of its own.
@@ -112,7 +112,7 @@ number_on($till, 'half');
 run_sql($till, 'half', "INSERT INTO artist (name) VALUES ('Local Heroes')");
 my $own = { 'public.artist' => { '(name = Local Heroes)' => 1 } };
 configure('half');
-my $counted = content($till, 'half')->rows;
+my $counted = music($till, 'half')->rows;
 cmp_ok(scalar keys %{ $counted->{'public.track'} }, '>', 1000, 'half: many tracks are there');
 cmp_ok(scalar keys %{ $counted->{'public.track'} }, '<', 3503, 'half: but not all');
 
@@ -141,16 +141,16 @@ EOC
 $own->{'public.playlist'} = { map { ("(name = $_ (shop))" => 1) } 'Music', 'Movies', 'TV Shows', 'Audiobooks' };
 like(pull_all($till, 'half', @roots), qr/^ok\|\d+\|0\|0\|0$/, 'half: what waited is created');
 is(run_sql($till, 'half', 'SELECT count(*) FROM synchronize_quarantine'), 0, 'half: nothing waits');
-is_content($complete, content($till, 'half'), $own, 'half: the same content');
+is_content($complete, music($till, 'half'), $own, 'half: the same content');
 rests('half', 0, 'half');
 
 # Changes, without columns that tell of them
 run_sql($master, 'music', $changes);
-my $changed = content($master, 'music');
+my $changed = music($master, 'music');
 for my $dbname ('empty', 'half')
 {
 	like(pull_all($till, $dbname, @roots), qr/^ok\|1003\|0\|[1-9]\d*\|0$/, "$dbname: changes pulled");
-	is_content($changed, content($till, $dbname), $dbname eq 'half' ? $own : {}, "$dbname: the same content");
+	is_content($changed, music($till, $dbname), $dbname eq 'half' ? $own : {}, "$dbname: the same content");
 	rests($dbname, 0, $dbname);
 }
 
