@@ -48,7 +48,9 @@ pos_compat_init_range_table(EState *estate, Relation rel)
 static inline void
 pos_compat_check_insert(ResultRelInfo *target)
 {
-#if PG_VERSION_NUM >= 170000
+#if PG_VERSION_NUM >= 180000
+	CheckValidResultRel(target, CMD_INSERT, ONCONFLICT_NONE, NIL);
+#elif PG_VERSION_NUM >= 170000
 	CheckValidResultRel(target, CMD_INSERT, NIL);
 #else
 	CheckValidResultRel(target, CMD_INSERT);
