@@ -524,7 +524,7 @@ all_described(PosPgSession *session, PosTable **tables, int ntables)
 static bool
 skip_header(PosPgSession *session, char **row, int *len)
 {
-	static const char signature[11] = "PGCOPY\n\377\r\n\0";
+	static const char signature[] = "PGCOPY\n\377\r\n"; /* and its zero byte */
 	uint32		flags;
 	uint32		extension;
 	int			size = sizeof(signature) + sizeof(flags) + sizeof(extension);
