@@ -410,6 +410,8 @@ RETURNS TABLE (name name, attnum smallint, type oid, not_null boolean, has_defau
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
+	WITH fk AS MATERIALIZED (
+		SELECT f.name, f.columns FROM @extschema@._possync_foreign_key f WHERE f.relation = $1)
 	SELECT c.name, c.attnum, c.type, c.attnotnull, c.has_default,
 		   NOT (c.generated OR c.identity OR (c.in_key AND c.numbered)) OR (c.fk IS NOT NULL AND NOT c.generated),
 		   c.fk IS NOT NULL,
@@ -436,8 +438,8 @@ AS $$
 						   IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)
 						   AND pg_get_expr(d.adbin, d.adrelid) !~ '^''?\(?-?[0-9]+\)?''?(::[a-z]+)?$',
 						false) AS numbered,
-			   (SELECT string_agg(f.name, ', ' ORDER BY f.name) FROM @extschema@._possync_foreign_key f
-				WHERE f.relation = a.attrelid AND a.attname = ANY (f.columns)) AS fk
+			   (SELECT string_agg(fk.name, ', ' ORDER BY fk.name) FROM fk
+				WHERE a.attname = ANY (fk.columns)) AS fk
 		FROM pg_attribute a
 		JOIN pg_type t ON t.oid = a.atttypid
 		LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
