@@ -89,7 +89,7 @@ typedef struct PosReference
 	int		   *parts;
 	bool		inner;			/* the parent is in the same component */
 	int			bit;			/* its bit in the column old, or -1 */
-	bool		unproven;		/* to be checked for every row, see write.c */
+	bool		unproven;		/* to be checked for every row, see prove.c */
 	int			wire;			/* its first column in the read */
 	int			staged;			/* inner: its column in a staged row */
 } PosReference;
@@ -148,7 +148,7 @@ struct PosModel
 	PosField  **written;		/* in order of their columns in a staged row */
 	struct translation_hash *translations;
 	bool		has_translations;
-	struct locked_hash *locked; /* rows that new rows refer to, see write.c */
+	struct locked_hash *locked; /* rows that new rows refer to, see prove.c */
 	int64	   *to_lock;		/* those of them not locked yet */
 	int			nto_lock;
 	int			maxto_lock;
@@ -157,6 +157,7 @@ struct PosModel
 	PosRowset  *creates;
 	PosRowset  *changed;		/* known rows that a dry run would write */
 	PosWriter  *writer;
+	struct PosBulk *bulk;		/* the writer's, if new rows go that way */
 	PosCounts	counts;
 	double		milliseconds;
 };

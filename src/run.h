@@ -98,6 +98,13 @@ extern void pos_write_create(PosRun *run, PosModel *model, Datum *values,
 extern void pos_write_flush(PosRun *run, PosComponent *component);
 extern void pos_write_close(PosModel *model);
 
+/* in prove.c: foreign keys proven instead of checked */
+extern bool pos_prove_has_code(Relation rel);
+extern void pos_prove_begin(PosRun *run, PosModel *model);
+extern void pos_prove_row(PosRun *run, PosModel *model, Datum *values,
+						  bool *nulls);
+extern void pos_prove_lock(PosModel *model);
+
 /* in quarantine.c */
 extern void pos_quarantine_retry(PosRun *run);
 extern void pos_quarantine_reject(PosRun *run, PosModel *model, Datum remote,

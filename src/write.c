@@ -3,12 +3,8 @@
  *		The last step: rows that differ are updated, rows that are not here are
  *		inserted, and nothing else is touched.
  *
- * New rows go the bulk way where the table allows it, else through INSERT.
- * On the bulk way a foreign key is not checked row by row where this is
- * proven: every row it refers to was made in this run or is locked against
- * deletion by us, once for each distinct row, before anything that refers to
- * it is written.  We may delete them all the same, so nothing is proven where
- * triggers or rules of the user's may act in between.
+ * New rows go the bulk way where the table allows it, else through INSERT.  On
+ * the bulk way foreign keys are proven instead of checked where prove.c can.
  *
  * The models of a component that refers to itself are inserted as by one
  * statement, so that its foreign keys are checked when all rows are there.
@@ -19,14 +15,9 @@
 #include "access/xact.h"
 #include "bulk.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_type.h"
 #include "commands/trigger.h"
-#include "common/hashfn.h"
-#include "miscadmin.h"
 #include "run.h"
 #include "sql.h"
-#include "store.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -36,12 +27,6 @@
 /* Rows gathered before an INSERT or UPDATE is run */
 #define STATEMENT_ROWS	10000
 
-/* Rows locked by one statement */
-#define LOCK_ROWS		10000
-
-/* Rows of one model that are remembered as locked */
-#define MAX_LOCKED		200000
-
 struct PosWriter
 {
 	Relation	rel;
@@ -49,92 +34,6 @@ struct PosWriter
 	PosRowset  *inserts;
 	PosRowset  *updates;
 };
-
-/* The keys of rows that are locked, or are to be */
-typedef struct LockedEntry
-{
-	int64		key;
-	char		status;
-} LockedEntry;
-
-#define SH_PREFIX locked
-#define SH_ELEMENT_TYPE LockedEntry
-#define SH_KEY_TYPE int64
-#define SH_KEY key
-#define SH_HASH_KEY(tb, key) hash_combine(murmurhash32((uint32) ((key) >> 32)), \
-										  murmurhash32((uint32) (key)))
-#define SH_EQUAL(tb, a, b) ((a) == (b))
-#define SH_SCOPE static inline
-#define SH_DECLARE
-#define SH_DEFINE
-#include "lib/simplehash.h"
-
-/* Whether something of the user's may change what we write to a table. */
-static bool
-has_own_code(Relation rel)
-{
-	if (rel->rd_rules != NULL)
-		return true;
-	if (rel->trigdesc != NULL)
-		for (int i = 0; i < rel->trigdesc->numtriggers; i++)
-			if (!rel->trigdesc->triggers[i].tgisinternal)
-				return true;
-	return false;
-}
-
-/*
- * Whether code of the user's may run after a row of parent was made or locked
- * and before a row of model that refers to it is there.
- */
-static bool
-may_lose_parent(PosTree *tree, PosModel *parent, PosModel *model)
-{
-	bool		between = false;
-	ListCell   *lc;
-	ListCell   *lc2;
-
-	foreach(lc, tree->components)
-	{
-		PosComponent *component = lfirst(lc);
-
-		between = between || component == parent->component;
-		if (between)
-			foreach(lc2, component->models)
-				if (has_own_code(((PosModel *) lfirst(lc2))->rel))
-				return true;
-		if (component == model->component)
-			break;
-	}
-	return false;
-}
-
-/* Whether the foreign key behind a reference can be proven at all. */
-static bool
-is_provable(PosTree *tree, PosModel *model, PosReference *reference)
-{
-	PosModel   *parent = reference->parent;
-
-	return OidIsValid(reference->constraint) && reference->bit >= 0 &&
-		parent->local_int && pos_key_is_integer(reference->fields[0]->base) &&
-		reference->fields[0]->supplier == reference &&
-		parent->rel->rd_rel->relkind == RELKIND_RELATION &&
-		!may_lose_parent(tree, parent, model);
-}
-
-static void
-spare_foreign_keys(PosTree *tree, PosModel *model, PosWriter *writer)
-{
-	ListCell   *lc;
-
-	foreach(lc, model->references)
-	{
-		PosReference *reference = lfirst(lc);
-
-		reference->unproven = !is_provable(tree, model, reference);
-		if (!reference->unproven)
-			pos_bulk_spare(writer->bulk, reference->constraint, true);
-	}
-}
 
 static bool
 component_is_bulk(PosComponent *component)
@@ -168,7 +67,8 @@ open_writer(PosRun *run, PosModel *model)
 		writer->bulk = pos_bulk_open(writer->rel, model->nwritten, columns);
 		if (model->component->inner)
 			pos_bulk_hold(writer->bulk);
-		spare_foreign_keys(run->tree, model, writer);
+		model->bulk = writer->bulk;
+		pos_prove_begin(run, model);
 	}
 	else
 		writer->inserts = pos_rowset_create(psprintf("possync_insert_%d",
@@ -179,158 +79,12 @@ open_writer(PosRun *run, PosModel *model)
 	return writer;
 }
 
-/*
- * Locks the rows of one model that rows to be written refer to, against
- * deletion and change of key, as the foreign key's own check would.  Returns
- * how many are not there.
- */
-static int
-lock_rows(PosModel *model)
-{
-	Oid			saved_user;
-	int			saved_context;
-	char	   *sql;
-	int			missing = 0;
-
-	if (model->nto_lock == 0)
-		return 0;
-	sql = psprintf("SELECT 1 FROM %s t WHERE t.%s OPERATOR(pg_catalog.=) ANY ($1)"
-				   " FOR KEY SHARE OF t", model->table_sql,
-				   quote_identifier(model->key[0]->name));
-	pos_store_as_owner(model->relid, &saved_user, &saved_context);
-	for (int start = 0; start < model->nto_lock; start += LOCK_ROWS)
-	{
-		int			n = Min(LOCK_ROWS, model->nto_lock - start);
-		Datum	   *keys = palloc(n * sizeof(Datum));
-		Oid			types[] = {INT8ARRAYOID};
-		Datum		values[1];
-
-		for (int i = 0; i < n; i++)
-			keys[i] = Int64GetDatum(model->to_lock[start + i]);
-		values[0] = PointerGetDatum(construct_array(keys, n, INT8OID, 8,
-													FLOAT8PASSBYVAL,
-													TYPALIGN_DOUBLE));
-		missing += n - pos_sql_execute(sql, 1, types, values);
-		SPI_freetuptable(SPI_tuptable);
-		pfree(keys);
-		pfree(DatumGetPointer(values[0]));
-	}
-	SetUserIdAndSecContext(saved_user, saved_context);
-	model->nto_lock = 0;
-	return missing;
-}
-
-/* Has every foreign key of a component to this parent checked row by row. */
-static void
-check_references(PosComponent *component, PosModel *parent)
-{
-	ListCell   *lc;
-	ListCell   *lr;
-
-	foreach(lc, component->models)
-	{
-		PosModel   *model = lfirst(lc);
-
-		foreach(lr, model->references)
-		{
-			PosReference *reference = lfirst(lr);
-
-			if (model->writer == NULL || reference->parent != parent ||
-				reference->unproven)
-				continue;
-			reference->unproven = true;
-			pos_bulk_spare(model->writer->bulk, reference->constraint, false);
-		}
-	}
-}
-
-/*
- * Locks whatever the rows put so far refer to, then writes them.
- *
- * A row that somebody deleted here may come again only if it belongs to the
- * same component; then the foreign key's own check tells, when all rows are
- * there.
- */
+/* Writes the rows put so far, once what they refer to is locked. */
 static void
 flush_bulk(PosModel *model, PosWriter *writer)
 {
-	ListCell   *lc;
-
-	foreach(lc, model->references)
-	{
-		PosModel   *parent = ((PosReference *) lfirst(lc))->parent;
-		int			missing = lock_rows(parent);
-
-		if (missing > 0 && parent->component != model->component)
-			ereport(ERROR,
-					(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
-					 errmsg("rows of table %s that new rows refer to were deleted here",
-							parent->name),
-					 errdetail("%d rows are missing.", missing),
-					 errhint("The next pull reads them again.")));
-		if (missing > 0)
-			check_references(model->component, parent);
-	}
+	pos_prove_lock(model);
 	pos_bulk_flush(writer->bulk);
-}
-
-/*
- * Puts a row on the list of those to be locked, once.  Returns false where
- * there are too many.
- */
-static bool
-list_for_lock(PosRun *run, PosModel *model, int64 key)
-{
-	bool		found;
-
-	if (model->locked == NULL)
-		model->locked = locked_create(run->context, 64, NULL);
-	if (model->locked->members >= MAX_LOCKED)
-		return false;
-	locked_insert(model->locked, key, &found);
-	if (found)
-		return true;
-	if (model->nto_lock == model->maxto_lock)
-	{
-		model->maxto_lock = Max(model->maxto_lock * 2, 64);
-		model->to_lock = model->to_lock == NULL ?
-			MemoryContextAlloc(run->context, model->maxto_lock * sizeof(int64)) :
-			repalloc(model->to_lock, model->maxto_lock * sizeof(int64));
-	}
-	model->to_lock[model->nto_lock++] = key;
-	return true;
-}
-
-/*
- * Sees to it that the rows a new row refers to are proven to exist, or that
- * its foreign keys are checked after all.
- */
-static void
-prove_references(PosRun *run, PosModel *model, PosWriter *writer,
-				 Datum *values, bool *nulls)
-{
-	int64		old = DatumGetInt64(values[POS_STAGE_OLD]);
-	ListCell   *lc;
-
-	if (old == 0)
-		return;
-	foreach(lc, model->references)
-	{
-		PosReference *reference = lfirst(lc);
-		PosField   *field = reference->fields[0];
-
-		if (reference->unproven ||
-			(old & (INT64CONST(1) << reference->bit)) == 0)
-			continue;
-		if (!list_for_lock(run, reference->parent,
-						   DatumGetInt64(pos_key_from_integer(field->base,
-															  values[field->staged]))))
-		{
-			flush_bulk(model, writer);
-			reference->unproven = true;
-			pos_bulk_spare(writer->bulk, reference->constraint, false);
-		}
-	}
 }
 
 /* Appends the INSERT of a model's gathered rows. */
@@ -423,7 +177,7 @@ run_inserts(PosRun *run, List *models)
 	{
 		PosModel   *model = lfirst(lc);
 
-		if (has_own_code(model->rel))
+		if (pos_prove_has_code(model->rel))
 			reject_suppressed(run, model, model->writer->inserts);
 		pos_rowset_clear(model->writer->inserts);
 	}
@@ -442,7 +196,7 @@ insert(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 			AfterTriggerBeginQuery();
 			model->component->held = true;
 		}
-		prove_references(run, model, writer, values, nulls);
+		pos_prove_row(run, model, values, nulls);
 		if (pos_bulk_put(writer->bulk, &values[POS_STAGE_FIRST],
 						 &nulls[POS_STAGE_FIRST]))
 			flush_bulk(model, writer);
@@ -672,6 +426,7 @@ pos_write_close(PosModel *model)
 		return;
 	if (writer->bulk != NULL)
 		pos_bulk_close(writer->bulk);
+	model->bulk = NULL;
 	pos_rowset_free(writer->inserts);
 	pos_rowset_free(writer->updates);
 	table_close(writer->rel, NoLock);

@@ -223,7 +223,8 @@ for my $cause (sort keys %causes)
 	(undef, $err) = $session->run(sprintf $again, 200);
 	is($err, '', '200 times more');
 	my ($memory2, $files2) = resources();
-	cmp_ok($files2, '<=', $files, "$files files stay open");
+	# tables and indexes that were not needed before may be opened
+	cmp_ok($files2, '<=', $files + 10, "$files files stay open");
 	cmp_ok($memory2 - $memory, '<', 2048, "memory stays: $memory kB, then $memory2 kB");
 	$mend->();
 	cmp_ok($master->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE usename = 'clerk'"),
