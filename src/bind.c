@@ -513,7 +513,7 @@ compare_bound(PosRun *run, PosComponent *component)
 		}
 		pos_rowset_free(model->known);
 		model->known = bound;
-		pos_write_compare(run, model);
+		pos_write_compare(run, model, false);
 		pos_rowset_free(bound);
 		model->known = later;
 	}
@@ -553,12 +553,13 @@ pos_bind_component(PosRun *run, PosComponent *component)
 
 	if (!component->inner)
 	{
-		pos_write_compare(run, first);
+		pos_write_compare(run, first, has_match_field(first) &&
+						  first->on_unknown != POS_CREATE_ONLY);
 		pos_write_flush(run, component);
 		bind_rows(run, first, first->unknown);
 		pos_translation_flush(run);
 		pos_write_flush(run, component);
-		pos_write_compare(run, first);
+		pos_write_compare(run, first, false);
 	}
 	else
 	{
@@ -570,7 +571,7 @@ pos_bind_component(PosRun *run, PosComponent *component)
 				write_creates(run, lfirst(lc));
 		pos_write_flush(run, component);
 		foreach(lc, component->models)
-			pos_write_compare(run, lfirst(lc));
+			pos_write_compare(run, lfirst(lc), false);
 	}
 	pos_write_flush(run, component);
 	foreach(lc, component->models)

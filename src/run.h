@@ -90,7 +90,7 @@ extern void pos_match_rows(PosRun *run, PosModel *model, PosRowset *rows,
 extern int64 pos_update_rows(PosModel *model, PosRowset *rows);
 
 /* in write.c: what differs is written */
-extern void pos_write_compare(PosRun *run, PosModel *model);
+extern void pos_write_compare(PosRun *run, PosModel *model, bool unlink);
 extern void pos_write_pretend(PosRun *run, PosModel *model, Datum *values,
 							  bool *nulls);
 extern void pos_write_create(PosRun *run, PosModel *model, Datum *values,

@@ -308,8 +308,8 @@ pos_write_pretend(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 
 /* Takes one known row that differs, or is missing here. */
 static void
-take_difference(PosRun *run, PosModel *model, bool missing, Datum *values,
-				bool *nulls)
+take_difference(PosRun *run, PosModel *model, bool missing, bool unlink,
+				Datum *values, bool *nulls)
 {
 	if (missing &&
 		check_enable_rls(model->relid, InvalidOid, true) == RLS_ENABLED)
@@ -317,6 +317,14 @@ take_difference(PosRun *run, PosModel *model, bool missing, Datum *values,
 		pos_quarantine_reject(run, model, values[POS_STAGE_REMOTE], "suppressed",
 							  "its local row is not there, or a policy hides it",
 							  NIL, values, nulls);
+		return;
+	}
+	if (missing && unlink)
+	{
+		pos_translation_remove(run, model, values[POS_STAGE_REMOTE]);
+		nulls[POS_STAGE_LOCAL] = true;
+		values[POS_STAGE_N] = Int64GetDatum(pos_rowset_count(model->unknown) + 1);
+		pos_rowset_put(model->unknown, values, nulls);
 		return;
 	}
 	if (missing)
@@ -334,10 +342,11 @@ take_difference(PosRun *run, PosModel *model, bool missing, Datum *values,
 /*
  * Compares the known rows of a model with the local ones, byte by byte, takes
  * those that differ and empties the set.  They are written by the next flush
- * at the latest.
+ * at the latest.  With unlink, rows that are not here any more are unlinked and
+ * put with the unknown ones, since they may have come again under another key.
  */
 void
-pos_write_compare(PosRun *run, PosModel *model)
+pos_write_compare(PosRun *run, PosModel *model, bool unlink)
 {
 	PosCursor  *differences;
 	HeapTuple	tuple;
@@ -367,7 +376,7 @@ pos_write_compare(PosRun *run, PosModel *model)
 		model->counts.unchanged--;
 		take_difference(run, model,
 						DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull)),
-						values, nulls);
+						unlink, values, nulls);
 		pos_sql_take(differences);
 	}
 	pos_sql_close(differences);
