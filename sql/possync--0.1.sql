@@ -17,7 +17,8 @@ CREATE TABLE @extschema@.synchronize_model (
 	relation regclass NOT NULL,
 	server name NOT NULL,
 	remote text NOT NULL,
-	key_columns name[] NOT NULL,
+	key_columns name[] NOT NULL
+		CHECK (cardinality(key_columns) BETWEEN 1 AND 32 AND array_position(key_columns, NULL) IS NULL),
 	on_unknown text NOT NULL DEFAULT 'match_create'
 		CHECK (on_unknown IN ('match_create', 'match', 'create', 'ignore')),
 	on_match text NOT NULL DEFAULT 'update'
@@ -134,9 +135,14 @@ COMMENT ON COLUMN @extschema@.synchronize_history.models IS 'counts, time in mil
 CREATE TABLE @extschema@.synchronize_quarantine (
 	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 	model smallint NOT NULL,
-	remote_key text NOT NULL,
+	direction text NOT NULL DEFAULT 'pull' CHECK (direction IN ('pull', 'push')),
+	remote_key text,
+	local_key text,
+	txid xid8,
 	reason text NOT NULL CHECK (reason IN ('ambiguous', 'linked', 'unmatched', 'missing', 'dependency', 'suppressed', 'error')),
 	message text NOT NULL,
+	sqlstate text,
+	detail text,
 	candidates text[],
 	row_image jsonb,
 	run integer NOT NULL,
@@ -166,6 +172,18 @@ COMMENT ON COLUMN @extschema@.synchronize_queue.txid IS 'the transaction that ma
 COMMENT ON COLUMN @extschema@.synchronize_queue.operation IS 'i insert, u update, d delete';
 COMMENT ON COLUMN @extschema@.synchronize_queue.image IS 'the row, old one of a delete: columns by name, values in text form';
 
+-- Batches on their way: keys that were reserved for their rows are not sure to
+-- be in use at the remote.
+CREATE TABLE @extschema@.synchronize_batch (
+	id integer PRIMARY KEY,
+	run integer NOT NULL,
+	server name NOT NULL
+);
+
+COMMENT ON TABLE @extschema@.synchronize_batch IS 'batches of a push that were begun and not confirmed; their translations are pending';
+COMMENT ON COLUMN @extschema@.synchronize_batch.id IS 'the run of their translations';
+COMMENT ON COLUMN @extschema@.synchronize_batch.run IS 'the push in synchronize_history';
+
 -- Queued transactions that wait for a person, or for one that does.
 CREATE TABLE @extschema@.synchronize_held (
 	txid xid8 PRIMARY KEY,
@@ -191,6 +209,7 @@ SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_history_id_s
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_quarantine', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_quarantine_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_queue', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_batch', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_held', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_queue_id_seq', '');
 
@@ -441,6 +460,8 @@ RETURNS TABLE (name name, attnum smallint, type oid, not_null boolean, has_defau
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
+	WITH fk AS MATERIALIZED (
+		SELECT f.name, f.columns FROM @extschema@._possync_foreign_key f WHERE f.relation = $1)
 	SELECT c.name, c.attnum, c.type, c.attnotnull, c.has_default,
 		   NOT (c.generated OR c.identity OR (c.in_key AND c.numbered)) OR (c.fk IS NOT NULL AND NOT c.generated),
 		   c.fk IS NOT NULL,
@@ -467,8 +488,8 @@ AS $$
 						   IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)
 						   AND pg_get_expr(d.adbin, d.adrelid) !~ '^''?\(?-?[0-9]+\)?''?(::[a-z]+)?$',
 						false) AS numbered,
-			   (SELECT string_agg(f.name, ', ' ORDER BY f.name) FROM @extschema@._possync_foreign_key f
-				WHERE f.relation = a.attrelid AND a.attname = ANY (f.columns)) AS fk
+			   (SELECT string_agg(fk.name, ', ' ORDER BY fk.name) FROM fk
+				WHERE a.attname = ANY (fk.columns)) AS fk
 		FROM pg_attribute a
 		JOIN pg_type t ON t.oid = a.atttypid
 		LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
@@ -798,7 +819,8 @@ AS $$
 #variable_conflict use_column
 DECLARE
 	key name[];
-	match record;
+	match_columns name[];
+	match_reason text;
 	change record;
 	added text;
 	dropped text;
@@ -811,14 +833,15 @@ BEGIN
 		PERFORM @extschema@._possync_check_rights($1, $2);
 		PERFORM @extschema@._possync_check_remote($4, $2) WHERE $4 IS NOT NULL;
 		key := @extschema@._possync_key($1);
-		match := @extschema@._possync_propose_match($1, key);
+		SELECT m.columns, m.reason INTO match_columns, match_reason
+		FROM @extschema@._possync_propose_match($1, key) m;
 		change := @extschema@._possync_propose_change($1, key);
-		note := match.reason || '; ' || change.reason;
+		note := match_reason || '; ' || change.reason;
 		INSERT INTO @extschema@.synchronize_model
 			(name, relation, server, remote, key_columns, on_unknown, change_columns, reason)
 		SELECT coalesce($3, @extschema@._possync_free_name($1, $2)), $1, $2,
 			   coalesce($4, format('%I.%I', n.nspname, c.relname)), key,
-			   CASE WHEN match.columns IS NULL THEN 'create' ELSE 'match_create' END,
+			   CASE WHEN match_columns IS NULL THEN 'create' ELSE 'match_create' END,
 			   change.columns::text[], note
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.oid = $1
@@ -835,7 +858,7 @@ BEGIN
 
 	WITH new AS (
 		INSERT INTO @extschema@.synchronize_field (model, name, remote, copy, match, reason)
-		SELECT _possync_add_table.id, c.name, c.name, c.copy, is_new AND coalesce(c.name = ANY (match.columns), false), c.reason
+		SELECT _possync_add_table.id, c.name, c.name, c.copy, is_new AND coalesce(c.name = ANY (match_columns), false), c.reason
 		FROM @extschema@._possync_columns($1, key) c
 		ON CONFLICT (model, name) DO NOTHING
 		RETURNING name)
@@ -1521,3 +1544,94 @@ CREATE FUNCTION @extschema@.possync_pull(model text, dry_run boolean DEFAULT fal
 RETURNS @extschema@.synchronize_history
 AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
 COMMENT ON FUNCTION @extschema@.possync_pull(text, boolean, text) IS 'reads the tree of a model from its server and applies what changed there; returns the run''s row of synchronize_history';
+
+CREATE FUNCTION @extschema@.possync_push(model text, on_error text DEFAULT 'report')
+RETURNS @extschema@.synchronize_history
+AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
+COMMENT ON FUNCTION @extschema@.possync_push(text, text) IS 'sends what is queued for the server of a model, and waits for it; returns the run''s row of synchronize_history';
+
+/* --- queue --- */
+CREATE FUNCTION @extschema@.possync_capture() RETURNS trigger
+AS 'MODULE_PATHNAME' LANGUAGE C;
+COMMENT ON FUNCTION @extschema@.possync_capture() IS 'trigger of queued tables, made by possync_queue: queues the row for pushing';
+
+/*
+ * possync_refuse_truncate
+ *		Trigger of queued tables: TRUNCATE tells nobody which rows are gone.
+ */
+CREATE FUNCTION @extschema@.possync_refuse_truncate() RETURNS trigger LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	RAISE feature_not_supported USING
+		MESSAGE = format('table %s is queued for pushing and cannot be truncated', TG_RELID::regclass),
+		HINT = 'Use DELETE, or stop queuing it with possync_unqueue.';
+END $$;
+COMMENT ON FUNCTION @extschema@.possync_refuse_truncate() IS 'trigger of queued tables, made by possync_queue: TRUNCATE cannot be pushed';
+
+/*
+ * _possync_queued
+ *		The models whose changes are queued with a root: itself and its children.
+ */
+CREATE FUNCTION @extschema@._possync_queued(root smallint)
+RETURNS TABLE (id smallint, relation regclass) LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	WITH RECURSIVE below AS (
+		SELECT root AS id
+		UNION
+		SELECT c.child FROM below b JOIN @extschema@.synchronize_child c ON c.model = b.id)
+	SELECT m.id, m.relation FROM below JOIN @extschema@.synchronize_model m USING (id)
+$$;
+COMMENT ON FUNCTION @extschema@._possync_queued(smallint) IS 'internal: the models whose changes are queued with a root';
+
+/*
+ * possync_queue(model)
+ *		From now on every committed change of the model's table and its
+ *		children's waits for being pushed.
+ *
+ * What they refer to (a customer, a product) is sent with them when the master
+ * does not have it.  Errors: as CREATE TRIGGER.  Returns the tables that are
+ * queued.  May be called again, after a child was added.
+ */
+CREATE FUNCTION @extschema@.possync_queue(model text)
+RETURNS SETOF regclass LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	queued record;
+BEGIN
+	FOR queued IN SELECT q.* FROM @extschema@._possync_model(model) m, @extschema@._possync_queued(m.id) q
+	LOOP
+		PERFORM @extschema@._possync_check_rights(queued.relation, (SELECT server FROM @extschema@.synchronize_model WHERE id = queued.id));
+		EXECUTE format('CREATE OR REPLACE TRIGGER possync_queue AFTER INSERT OR UPDATE OR DELETE ON %s'
+					   ' FOR EACH ROW EXECUTE FUNCTION @extschema@.possync_capture(%s)', queued.relation, queued.id);
+		EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER possync_queue', queued.relation);
+		EXECUTE format('CREATE OR REPLACE TRIGGER possync_queue_truncate BEFORE TRUNCATE ON %s'
+					   ' EXECUTE FUNCTION @extschema@.possync_refuse_truncate()', queued.relation);
+		EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER possync_queue_truncate', queued.relation);
+		RETURN NEXT queued.relation;
+	END LOOP;
+END $$;
+COMMENT ON FUNCTION @extschema@.possync_queue(text) IS 'queues every committed change of a model and its children for pushing; returns the tables';
+
+/*
+ * possync_unqueue(model)
+ *		Stops queuing.  What is queued already stays and is still pushed.
+ *		Returns the tables concerned.
+ */
+CREATE FUNCTION @extschema@.possync_unqueue(model text)
+RETURNS SETOF regclass LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	queued record;
+BEGIN
+	FOR queued IN SELECT q.* FROM @extschema@._possync_model(model) m, @extschema@._possync_queued(m.id) q
+	LOOP
+		EXECUTE format('DROP TRIGGER IF EXISTS possync_queue ON %s', queued.relation);
+		EXECUTE format('DROP TRIGGER IF EXISTS possync_queue_truncate ON %s', queued.relation);
+		RETURN NEXT queued.relation;
+	END LOOP;
+END $$;
+COMMENT ON FUNCTION @extschema@.possync_unqueue(text) IS 'stops queuing the changes of a model and its children; returns the tables';

@@ -62,7 +62,7 @@ warn(const char *model, ErrorData *error)
  * or NULL.
  */
 static ErrorData *
-pull(PosRun *run, bool raise)
+attempt(PosRun *run)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -96,6 +96,31 @@ pull(PosRun *run, bool raise)
 	pos_queue_mute(muted);
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
+	return error;
+}
+
+/*
+ * Carries out a pull.  Returns the error it failed with, or NULL.
+ *
+ * Somebody may have deleted here what new rows refer to, and as it did not
+ * change at the source it was not read.  Then all is read again, once.
+ */
+static ErrorData *
+pull(PosRun *run, const char *model, bool raise)
+{
+	ErrorData  *error = attempt(run);
+
+	if (error != NULL && error->sqlerrcode == ERRCODE_FOREIGN_KEY_VIOLATION)
+	{
+		run->anew = true;
+		run->has_snapshot = false;
+		run->rejects = NULL;
+		run->nrejects = 0;
+		run->translations = NULL;
+		pos_tree_close(run->tree);
+		run->tree = pos_tree_load(model, false);
+		error = attempt(run);
+	}
 	if (error != NULL && (raise || !is_reportable(error)))
 		ReThrowError(error);
 	return error;
@@ -134,7 +159,7 @@ possync_pull(PG_FUNCTION_ARGS)
 	run->tree = pos_tree_load(model, false);
 	if (!run->dry)
 		run->id = pos_history_next_id();
-	error = pull(run, raise);
+	error = pull(run, model, raise);
 	pos_tree_close(run->tree);
 	if (error != NULL)
 		warn(model, error);

@@ -33,6 +33,26 @@ put(PosRowset *rowset, Datum *values, bool *nulls)
 	pos_rowset_put(rowset, values, nulls);
 }
 
+/* Whether a dry run does not know all values of a row. */
+static bool
+is_pending(Datum *values)
+{
+	return (DatumGetInt64(values[POS_STAGE_OLD]) & POS_OLD_PENDING) != 0;
+}
+
+/*
+ * Takes a row whose local one is known, to be compared.  What refers to a row
+ * that is only to be made differs in any case.
+ */
+static void
+put_known(PosRun *run, PosModel *model, Datum *values, bool *nulls)
+{
+	if (is_pending(values) && !model->component->inner)
+		pos_write_pretend(run, model, values, nulls);
+	else
+		put(model->known, values, nulls);
+}
+
 /* Whether the local table of a model has no row at all. */
 static bool
 is_empty(PosModel *model)
@@ -85,18 +105,19 @@ prepare_key(PosRun *run, PosModel *model)
 static void
 make_key(PosModel *model, Datum *values, bool *nulls)
 {
+	ResetExprContext(model->econtext);
 	for (int i = 0; i < model->nkey; i++)
 	{
 		PosField   *field = model->key[i];
 
 		if (field->key_default == NULL)
 			continue;
-		ResetExprContext(model->econtext);
 		values[field->staged] = ExecEvalExpr(field->key_default, model->econtext,
 											 &nulls[field->staged]);
 	}
 	values[POS_STAGE_LOCAL] =
-		pos_key_from_columns(model, &values[POS_STAGE_FIRST]);
+		pos_key_from_columns(model, &values[POS_STAGE_FIRST],
+							 &nulls[POS_STAGE_FIRST]);
 	nulls[POS_STAGE_LOCAL] = false;
 }
 
@@ -139,7 +160,7 @@ link_row(PosRun *run, PosModel *model, Datum local, Datum *values, bool *nulls)
 	model->counts.matched++;
 	pos_translation_add(run, model, values[POS_STAGE_REMOTE], local, false);
 	if (model->update_matched)
-		put(model->known, values, nulls);
+		put_known(run, model, values, nulls);
 }
 
 /* Decides upon one unknown row; see PosMatchCallback. */
@@ -189,13 +210,10 @@ receive_row(PosRun *run, PosModel *model, bool all_new, Datum *values,
 			nulls[POS_STAGE_LOCAL] = false;
 			pos_key_to_columns(model, local, &values[POS_STAGE_FIRST]);
 			memset(&nulls[POS_STAGE_FIRST], false, model->nkey * sizeof(bool));
-			if (pending)
-				model->counts.updated++;
-			else
-				put(model->known, values, nulls);
+			put_known(run, model, values, nulls);
 			break;
 		case POS_MISSING:
-			/* what refers to a row that is only to be made matches nothing */
+			/* what is recognised by a row that is only to be made is new */
 			if (pending)
 				create_if_allowed(run, model, values, nulls);
 			else
@@ -207,8 +225,9 @@ receive_row(PosRun *run, PosModel *model, bool all_new, Datum *values,
 }
 
 /*
- * Receives all rows of a model from the connection.  Rows that refer to
- * something that is not here are left out.
+ * Receives all rows of a model from the connection, which delivers none for a
+ * model of a cycle in which only others changed.  Rows that refer to something
+ * that is not here are left out.
  */
 void
 pos_bind_receive(PosRun *run, PosModel *model)
@@ -233,7 +252,7 @@ pos_bind_receive(PosRun *run, PosModel *model)
 		model->on_unknown != POS_MATCH_ONLY;
 
 	old = MemoryContextSwitchTo(run->row);
-	for (;;)
+	while (model->table.changed)
 	{
 		PosReference *missing;
 		bool		pending;
@@ -411,8 +430,8 @@ translate_rows(PosRun *run, PosModel *model, PosRowset **rows, bool creates)
 		missing = pos_translate_inner(run, model, false, values, nulls, &pending);
 		if (missing == NULL)
 		{
-			if (pending && !creates)
-				model->counts.updated++;
+			if (is_pending(values) && !creates)
+				pos_write_pretend(run, model, values, nulls);
 			else
 				put(done, values, nulls);
 		}
@@ -456,6 +475,51 @@ settle_inner(PosRun *run, PosComponent *component)
 		translate_rows(run, lfirst(lc), &((PosModel *) lfirst(lc))->known, false);
 }
 
+/*
+ * Compares those known rows of a component that refer to nothing unbound, as
+ * the new ones may want what they give up.
+ */
+static void
+compare_bound(PosRun *run, PosComponent *component)
+{
+	ListCell   *lc;
+
+	foreach(lc, component->models)
+	{
+		PosModel   *model = lfirst(lc);
+		PosRowset  *bound = pos_rowset_create(psprintf("possync_known_%d",
+													   model->id), model->stage);
+		PosRowset  *later = pos_rowset_create(psprintf("possync_known_%d",
+													   model->id), model->stage);
+		Datum	   *values;
+		bool	   *nulls;
+
+		pos_rowset_rewind(model->known);
+		while (pos_rowset_next(model->known, &values, &nulls))
+		{
+			MemoryContext old;
+			bool		pending;
+
+			MemoryContextReset(run->row);
+			old = MemoryContextSwitchTo(run->row);
+			if (pos_translate_inner(run, model, false, values, nulls,
+									&pending) != NULL)
+				put(later, values, nulls);
+			else if (is_pending(values))
+				pos_write_pretend(run, model, values, nulls);
+			else
+				put(bound, values, nulls);
+			MemoryContextSwitchTo(old);
+		}
+		pos_rowset_free(model->known);
+		model->known = bound;
+		pos_write_compare(run, model, false);
+		pos_rowset_free(bound);
+		model->known = later;
+	}
+	pos_write_flush(run, component);
+}
+
 /* Hands the rows to be created of a component that refers to itself on. */
 static void
 write_creates(PosRun *run, PosModel *model)
@@ -474,7 +538,8 @@ free_rows(PosModel *model)
 	pos_rowset_free(model->known);
 	pos_rowset_free(model->unknown);
 	pos_rowset_free(model->creates);
-	model->known = model->unknown = model->creates = NULL;
+	pos_rowset_free(model->changed);
+	model->known = model->unknown = model->creates = model->changed = NULL;
 }
 
 /*
@@ -488,14 +553,17 @@ pos_bind_component(PosRun *run, PosComponent *component)
 
 	if (!component->inner)
 	{
-		pos_write_compare(run, first);
+		pos_write_compare(run, first, has_match_field(first) &&
+						  first->on_unknown != POS_CREATE_ONLY);
+		pos_write_flush(run, component);
 		bind_rows(run, first, first->unknown);
 		pos_translation_flush(run);
 		pos_write_flush(run, component);
-		pos_write_compare(run, first);
+		pos_write_compare(run, first, false);
 	}
 	else
 	{
+		compare_bound(run, component);
 		bind_in_rounds(run, component);
 		settle_inner(run, component);
 		if (!run->dry)
@@ -503,7 +571,7 @@ pos_bind_component(PosRun *run, PosComponent *component)
 				write_creates(run, lfirst(lc));
 		pos_write_flush(run, component);
 		foreach(lc, component->models)
-			pos_write_compare(run, lfirst(lc));
+			pos_write_compare(run, lfirst(lc), false);
 	}
 	pos_write_flush(run, component);
 	foreach(lc, component->models)

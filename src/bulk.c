@@ -158,8 +158,8 @@ update_after_row(PosBulk *bulk)
 }
 
 /*
- * Says whether the check of a foreign key is spared for the rows put from now
- * on.  This touches the trigger list of this insert alone.
+ * Says whether the check of a foreign key is spared for the rows that are not
+ * flushed yet and those to come.  This touches the trigger list of this insert alone.
  */
 void
 pos_bulk_spare(PosBulk *bulk, Oid constraint, bool spare)
@@ -178,10 +178,7 @@ pos_bulk_spare(PosBulk *bulk, Oid constraint, bool spare)
 		if (spare && trigger->tgenabled == TRIGGER_FIRES_ON_ORIGIN)
 			trigger->tgenabled = TRIGGER_DISABLED;
 		else if (!spare && trigger->tgenabled == TRIGGER_DISABLED)
-		{
-			pos_bulk_flush(bulk);
 			trigger->tgenabled = TRIGGER_FIRES_ON_ORIGIN;
-		}
 	}
 	update_after_row(bulk);
 }
@@ -321,6 +318,8 @@ pos_bulk_close(PosBulk *bulk)
 		ExecDropSingleTupleTableSlot(bulk->slots[i]);
 	FreeBulkInsertState(bulk->state);
 	table_finish_bulk_insert(bulk->rel, 0);
+	/* triggers have their slots there */
+	ExecResetTupleTable(bulk->estate->es_tupleTable, false);
 	ExecCloseResultRelations(bulk->estate);
 	ExecCloseRangeTableRelations(bulk->estate);
 	FreeExecutorState(bulk->estate);

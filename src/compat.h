@@ -6,6 +6,7 @@
 #ifndef POSSYNC_COMPAT_H
 #define POSSYNC_COMPAT_H
 
+#include "access/genam.h"
 #include "access/table.h"
 #include "catalog/pg_foreign_server.h"
 #include "executor/executor.h"
@@ -48,7 +49,9 @@ pos_compat_init_range_table(EState *estate, Relation rel)
 static inline void
 pos_compat_check_insert(ResultRelInfo *target)
 {
-#if PG_VERSION_NUM >= 170000
+#if PG_VERSION_NUM >= 180000
+	CheckValidResultRel(target, CMD_INSERT, ONCONFLICT_NONE, NIL);
+#elif PG_VERSION_NUM >= 170000
 	CheckValidResultRel(target, CMD_INSERT, NIL);
 #else
 	CheckValidResultRel(target, CMD_INSERT);
@@ -65,6 +68,18 @@ pos_compat_insert_index_tuples(ResultRelInfo *target, TupleTableSlot *slot,
 								 false);
 #else
 	return ExecInsertIndexTuples(target, slot, estate, false, false, NULL, NIL);
+#endif
+}
+
+/* Begins a scan of an index of a table, with keys that rescan will give. */
+static inline IndexScanDesc
+pos_compat_beginscan(Relation rel, Relation index, Snapshot snapshot,
+					 int nkeys)
+{
+#if PG_VERSION_NUM >= 180000
+	return index_beginscan(rel, index, snapshot, NULL, nkeys, 0);
+#else
+	return index_beginscan(rel, index, snapshot, nkeys, 0);
 #endif
 }
 

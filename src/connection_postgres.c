@@ -159,6 +159,7 @@ request(PosConnection *connection, PosTable **tables, int ntables)
 	session->tables = palloc(sizeof(PosTable *) * ntables);
 	memcpy(session->tables, tables, sizeof(PosTable *) * ntables);
 	session->plans = palloc(sizeof(PosPgPlan *) * ntables);
+	session->queries = palloc(sizeof(char *) * ntables);
 	session->ntables = ntables;
 	session->current = 0;
 	session->copying = false;
@@ -172,9 +173,9 @@ request(PosConnection *connection, PosTable **tables, int ntables)
 	for (int i = 0; i < ntables; i++)
 	{
 		session->plans[i] = pos_pg_plan(session, tables[i]);
-		appendStringInfo(&sql, "; %s",
-						 pos_pg_query_rows(session, tables[i],
-										   session->plans[i]));
+		session->queries[i] = pos_pg_query_rows(session, tables[i],
+												session->plans[i]);
+		appendStringInfo(&sql, "; %s", session->queries[i]);
 	}
 	MemoryContextSwitchTo(old);
 
@@ -207,6 +208,7 @@ next(PosConnection *connection, Datum *values, bool *nulls)
 
 	if (!session->copying)
 	{
+		session->command = session->queries[session->current];
 		pos_pg_expect(session, PGRES_COPY_OUT);
 		session->copying = true;
 		session->header = false;
@@ -504,7 +506,7 @@ all_described(PosPgSession *session, PosTable **tables, int ntables)
 static bool
 skip_header(PosPgSession *session, char **row, int *len)
 {
-	static const char signature[11] = "PGCOPY\n\377\r\n\0";
+	static const char signature[] = "PGCOPY\n\377\r\n"; /* and its zero byte */
 	uint32		flags;
 	uint32		extension;
 	int			size = sizeof(signature) + sizeof(flags) + sizeof(extension);

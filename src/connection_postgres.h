@@ -102,6 +102,7 @@ typedef struct PosPgSession
 	TimestampTz complete;		/* changes before it are all visible */
 	PosTable  **tables;			/* requested */
 	PosPgPlan **plans;			/* of each of them */
+	const char **queries;		/* of each of them, for messages */
 	int			ntables;
 	int			current;
 	bool		copying;		/* the current table's COPY has begun */

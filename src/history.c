@@ -16,7 +16,9 @@
 #include "store.h"
 #include "utils/builtins.h"
 #include "utils/json.h"
+#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
+#include "utils/typcache.h"
 
 /* Reserves the number of a run. */
 int32
@@ -48,8 +50,9 @@ pos_history_positions(PosRun *run)
 
 		if (!table->changed || table->next_position == NULL)
 			continue;
-		if (model->position != NULL && !wrote_something(model) &&
-			!table->settled)
+		if (model->position != NULL &&
+			strcmp(model->source, run->snapshot.source) == 0 &&
+			!wrote_something(model) && !table->settled)
 			continue;
 		values[0] = Int16GetDatum(model->id);
 		values[1] = CStringGetTextDatum(table->next_position);
@@ -156,7 +159,7 @@ pos_history_record(PosRun *run, const char *model, TimestampTz started,
 	char		nulls[22];
 	PosCounts	total;
 	char	   *models = models_json(run, error != NULL, &total);
-	HeapTuple	tuple;
+	TupleDesc	desc;
 
 	memset(nulls, ' ', sizeof(nulls));
 	nulls[21] = '\0';
@@ -188,7 +191,9 @@ pos_history_record(PosRun *run, const char *model, TimestampTz started,
 					  "INSERT INTO @.synchronize_history (" ROW_COLUMNS ")"
 					  " OVERRIDING SYSTEM VALUE SELECT " ROW_VALUES
 					  " RETURNING *", 21, types, values, nulls);
-	tuple = SPI_tuptable->vals[0];
-	return PointerGetDatum(SPI_returntuple(tuple,
-										   CreateTupleDescCopy(SPI_tuptable->tupdesc)));
+
+	/* as of the table's own type, not a record that only this session knows */
+	desc = lookup_rowtype_tupdesc_copy(get_rel_type_id(pos_store_relid("synchronize_history")),
+									   -1);
+	return PointerGetDatum(SPI_returntuple(SPI_tuptable->vals[0], desc));
 }

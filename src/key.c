@@ -3,7 +3,8 @@
  *		Keys in their canonical form: int8, or text.
  *
  * See model.h for what the form is.  The text of a key must be the same in
- * every session, so date and time types are written with pinned settings.
+ * every session, so types whose text depends on settings are written with
+ * pinned ones.
  */
 #include "possync.h"
 
@@ -15,31 +16,48 @@
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 
+/*
+ * Whether the text of a type's values may depend on the session's settings: of
+ * all but the usual types of keys.
+ */
+static bool
+depends_on_settings(Oid type)
+{
+	Oid			base = getBaseType(type);
+	char		category;
+	bool		preferred;
+
+	get_type_category_preferred(base, &category, &preferred);
+	return category != TYPCATEGORY_STRING && base != UUIDOID &&
+		base != NUMERICOID && !pos_key_is_integer(base);
+}
+
 /* Returns a value's text, independent of the session's settings. */
 static Datum
 column_text(Oid type, Datum value)
 {
+	static const char *const settings[][2] = {
+		{"datestyle", "ISO"}, {"intervalstyle", "postgres"},
+		{"timezone", "UTC"}, {"extra_float_digits", "1"},
+		{"bytea_output", "hex"}, {"lc_monetary", "C"}
+	};
 	Oid			output;
 	bool		varlena;
-	char		category;
-	bool		preferred;
+	bool		pin = depends_on_settings(type);
 	int			nestlevel = 0;
 	char	   *string;
 
 	getTypeOutputInfo(type, &output, &varlena);
-	get_type_category_preferred(type, &category, &preferred);
-	if (category == TYPCATEGORY_DATETIME || category == TYPCATEGORY_TIMESPAN)
+	if (pin)
 	{
 		nestlevel = NewGUCNestLevel();
-		(void) set_config_option("datestyle", "ISO", PGC_USERSET,
-								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-		(void) set_config_option("intervalstyle", "postgres", PGC_USERSET,
-								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-		(void) set_config_option("timezone", "UTC", PGC_USERSET,
-								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+		for (int i = 0; i < lengthof(settings); i++)
+			(void) set_config_option(settings[i][0], settings[i][1],
+									 PGC_USERSET, PGC_S_SESSION,
+									 GUC_ACTION_SAVE, true, 0, false);
 	}
 	string = OidOutputFunctionCall(output, value);
-	if (nestlevel > 0)
+	if (pin)
 		AtEOXact_GUC(true, nestlevel);
 	return CStringGetTextDatum(string);
 }
@@ -164,12 +182,21 @@ pos_key_from_values(int nkey, Oid *types, Datum *values)
 	return pos_key_from_parts(nkey, texts);
 }
 
-/* Returns the canonical local key of the values of a model's key columns. */
+/*
+ * Returns the canonical local key of the values of a model's key columns.
+ * Errors if one of them is null, as a default or a local row may have it.
+ */
 Datum
-pos_key_from_columns(PosModel *model, Datum *values)
+pos_key_from_columns(PosModel *model, Datum *values, bool *nulls)
 {
 	Oid			types[INDEX_MAX_KEYS];
 
+	for (int i = 0; i < model->nkey; i++)
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NOT_NULL_VIOLATION),
+					 errmsg("null value in key column \"%s\" of table %s",
+							model->key[i]->name, model->name)));
 	if (model->local_int)
 		return pos_key_from_integer(model->key[0]->base, values[0]);
 	for (int i = 0; i < model->nkey; i++)

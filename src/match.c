@@ -48,6 +48,42 @@ null_patterns(PosModel *model, PosRowset *rows)
 	return patterns;
 }
 
+/*
+ * Returns the local table of a model in a FROM clause, with its key and its
+ * match fields: in a dry run as it would be by now.
+ */
+static const char *
+table_by_now(PosModel *model)
+{
+	StringInfoData here;
+	StringInfoData changed;
+	StringInfoData keys;
+
+	if (model->changed == NULL)
+		return model->table_sql;
+	initStringInfo(&here);
+	initStringInfo(&changed);
+	initStringInfo(&keys);
+	for (int i = 0; i < model->nwritten; i++)
+	{
+		const char *name = quote_identifier(model->written[i]->name);
+
+		if (i >= model->nkey && !model->written[i]->match)
+			continue;
+		appendStringInfo(&here, "%st.%s", i > 0 ? ", " : "", name);
+		appendStringInfo(&changed, "%sc.w%d", i > 0 ? ", " : "", i + 1);
+		if (i < model->nkey)
+			appendStringInfo(&keys, "%st.%s %s c.w%d", i > 0 ? " AND " : "",
+							 name, pos_sql_equality(model->written[i]), i + 1);
+	}
+	pos_rowset_publish(model->changed);
+	return psprintf("(SELECT %s FROM %s t WHERE NOT EXISTS (SELECT 1 FROM"
+					" possync_changed_%d c WHERE %s) UNION ALL"
+					" SELECT %s FROM possync_changed_%d c)",
+					here.data, model->table_sql, model->id, keys.data,
+					changed.data, model->id);
+}
+
 /* Appends the join for one pattern of nulls. */
 static void
 append_join(StringInfo sql, PosModel *model, const char *rows,
@@ -58,7 +94,7 @@ append_join(StringInfo sql, PosModel *model, const char *rows,
 		appendStringInfo(sql, ", t.%s AS k%d",
 						 quote_identifier(model->key[i]->name), i);
 	appendStringInfo(sql, " FROM %s u JOIN %s t ON true", rows,
-					 model->table_sql);
+					 table_by_now(model));
 	for (int i = 0; i < model->nwritten; i++)
 	{
 		PosField   *field = model->written[i];
@@ -131,14 +167,15 @@ take_candidates(PosRun *run, PosCursor *pairs, PosModel *model, int64 n,
 	while ((tuple = pos_sql_peek(pairs, &desc)) != NULL)
 	{
 		Datum		columns[INDEX_MAX_KEYS];
+		bool		nulls[INDEX_MAX_KEYS];
 		Datum		key;
 		bool		isnull;
 
 		if (DatumGetInt64(SPI_getbinval(tuple, desc, 1, &isnull)) != n)
 			break;
 		for (int i = 0; i < model->nkey; i++)
-			columns[i] = SPI_getbinval(tuple, desc, i + 2, &isnull);
-		key = pos_key_from_columns(model, columns);
+			columns[i] = SPI_getbinval(tuple, desc, i + 2, &nulls[i]);
+		key = pos_key_from_columns(model, columns, nulls);
 		if (pos_translation_is_linked(run, model, key))
 			*linked = pos_key_string(key, model->local_int);
 		else

@@ -13,7 +13,7 @@
  *		rkey	canonical	remote key
  *		lkey	canonical	local key, null until the row is bound
  *		old		int8		a bit for each reference to a row that was not made in
- *							this run
+ *							this run, and POS_OLD_PENDING
  *		w1..	local types	the columns to be written, foreign keys translated
  *		r1..	canonical	remote keys of inner references, to be translated
  *							once all rows of the component are bound
@@ -32,6 +32,9 @@
 #define POS_STAGE_LOCAL		2
 #define POS_STAGE_OLD		3
 #define POS_STAGE_FIRST		4	/* first column to be written */
+
+/* In old: a dry run does not know the value of some reference */
+#define POS_OLD_PENDING		PG_INT64_MIN
 
 /* What may happen to a row whose counterpart is not known */
 typedef enum PosUnknown
@@ -86,7 +89,7 @@ typedef struct PosReference
 	int		   *parts;
 	bool		inner;			/* the parent is in the same component */
 	int			bit;			/* its bit in the column old, or -1 */
-	bool		unproven;		/* to be checked for every row, see write.c */
+	bool		unproven;		/* to be checked for every row, see prove.c */
 	int			wire;			/* its first column in the read */
 	int			staged;			/* inner: its column in a staged row */
 } PosReference;
@@ -116,7 +119,7 @@ struct PosModel
 	char	   *position;		/* NULL: never read */
 	char	   *source;
 
-	/* local side; rel stays open, locked, during a run */
+	/* local side; rel stays open, locked, during a run; only in the tree */
 	Relation	rel;
 	int			nfields;
 	PosField   *fields;
@@ -134,6 +137,7 @@ struct PosModel
 	int			index;			/* Tarjan's numbers */
 	int			lowlink;
 	bool		on_stack;
+	bool		opened;			/* its table was looked for */
 
 	/* one run */
 	PosTable	table;
@@ -146,15 +150,17 @@ struct PosModel
 	PosField  **written;		/* in order of their columns in a staged row */
 	struct translation_hash *translations;
 	bool		has_translations;
-	struct locked_hash *locked; /* rows that new rows refer to, see write.c */
+	struct locked_hash *locked; /* rows that new rows refer to, see prove.c */
 	int64	   *to_lock;		/* those of them not locked yet */
 	int			nto_lock;
 	int			maxto_lock;
 	PosRowset  *known;			/* staged rows by what is known of them */
 	PosRowset  *unknown;
 	PosRowset  *creates;
+	PosRowset  *changed;		/* known rows that a dry run would write */
 	PosWriter  *writer;
 	struct PosOutgoing *outgoing;	/* rows of a batch to be pushed, see push.h */
+	struct PosBulk *bulk;		/* the writer's, if new rows go that way */
 	PosCounts	counts;
 	double		milliseconds;
 };
@@ -162,7 +168,8 @@ struct PosModel
 /* Models that refer to each other: one in general, all of a cycle together */
 struct PosComponent
 {
-	List	   *models;
+	List	   *models;			/* in the order of PosTree.models, in which
+								 * rows are read */
 	bool		inner;			/* has references within itself */
 	bool		held;			/* triggers are held back, see write.c */
 };
@@ -170,7 +177,7 @@ struct PosComponent
 typedef struct PosTree
 {
 	char	   *server;
-	List	   *opened;			/* of PosModel, all of the server */
+	List	   *configured;		/* of PosModel, all of the server */
 	PosModel   *root;
 	List	   *models;			/* of PosModel, what others depend on first */
 	List	   *components;		/* of PosComponent, in the same order */
@@ -202,7 +209,8 @@ extern Datum pos_key_from_parts(int nparts, Datum *texts);
 extern void pos_key_to_parts(Datum key, int nparts, Datum *texts);
 extern void pos_key_to_columns(PosModel *model, Datum key, Datum *values);
 extern Datum pos_key_from_values(int nkey, Oid *types, Datum *values);
-extern Datum pos_key_from_columns(PosModel *model, Datum *values);
+extern Datum pos_key_from_columns(PosModel *model, Datum *values,
+								  bool *nulls);
 extern char *pos_key_string(Datum key, bool is_int);
 extern Datum pos_key_from_string(const char *string, bool is_int);
 

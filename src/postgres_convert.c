@@ -267,8 +267,8 @@ travels_binary(Oid type)
 	Form_pg_type form;
 	bool		result;
 
-	/* an empty one is sent, but not received */
-	if (type == INT2VECTOROID || type == OIDVECTOROID)
+	/* an empty one is sent, but not received, tsquery by some releases */
+	if (type == INT2VECTOROID || type == OIDVECTOROID || type == TSQUERYOID)
 		return false;
 
 	if (!OidIsValid(inner) && type_is_multirange(type))

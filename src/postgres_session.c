@@ -158,6 +158,7 @@ pos_pg_session_forget_read(PosPgSession *session)
 	session->read_context = NULL;
 	session->tables = NULL;
 	session->plans = NULL;
+	session->queries = NULL;
 	session->command = NULL;
 }
 

@@ -17,7 +17,7 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
-static bool attempt(PosPgSession *session, PosStep **steps, int nsteps,
+static bool try_write(PosPgSession *session, PosStep **steps, int nsteps,
 					bool kept);
 static void fail(PosPgSession *session);
 
@@ -218,7 +218,7 @@ fail(PosPgSession *session)
  * turned out to be lost, so that all is to be repeated on a new one.
  */
 static bool
-attempt(PosPgSession *session, PosStep **steps, int nsteps, bool kept)
+try_write(PosPgSession *session, PosStep **steps, int nsteps, bool kept)
 {
 	bool		ending = session->state == POS_PG_ENDING;
 	bool		sent;
@@ -294,11 +294,11 @@ pos_pg_write(PosConnection *connection, PosStep **steps, int nsteps)
 	session->level = GetCurrentTransactionNestLevel();
 	session->received = 0;
 	if (session->state == POS_PG_CLOSED ||
-		!attempt(session, steps, nsteps, true))
+		!try_write(session, steps, nsteps, true))
 	{
 		start_over(session, steps, nsteps);
 		pos_pg_session_enter(session);
-		(void) attempt(session, steps, nsteps, false);
+		(void) try_write(session, steps, nsteps, false);
 	}
 	pos_pg_session_leave(session);
 }

@@ -596,7 +596,7 @@ keys_step(PosRun *run, PosModel *model, Steps *steps)
 
 /* Recognises the batch's unknown rows at the remote, or gives them keys. */
 static void
-bind(PosRun *run, PosBatch *batch)
+bind_batch(PosRun *run, PosBatch *batch)
 {
 	Steps		steps = {0};
 	Keys	   *keys = palloc0(list_length(batch->models) * sizeof(Keys));
@@ -670,7 +670,7 @@ push_batch(PosPush *push, int ntxids, Datum *txids, bool match_all)
 	load(run, push);
 	batch.id = run->id = pos_history_next_id();
 	pos_outgoing_collect(run, &batch);
-	bind(run, &batch);
+	bind_batch(run, &batch);
 	add_steps(run, &batch, &steps);
 	pos_outgoing_open(run, &batch, push->history);
 	pos_translation_close(run);

@@ -95,7 +95,7 @@ pos_quarantine_retry(PosRun *run)
 	SPI_freetuptable(SPI_tuptable);
 }
 
-/* Returns what is to be written of a row, as the text of a JSON object. */
+/* Returns what the source says of a row, as the text of a JSON object. */
 static char *
 row_image(PosModel *model, Datum *values, bool *nulls)
 {
@@ -109,7 +109,8 @@ row_image(PosModel *model, Datum *values, bool *nulls)
 		Oid			output;
 		bool		varlena;
 
-		if (nulls[field->staged])
+		/* a key made here is made anew every time */
+		if (nulls[field->staged] || (field->is_key && !field->copy))
 			continue;
 		if (buf.len > 1)
 			appendStringInfoString(&buf, ", ");

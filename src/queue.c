@@ -314,7 +314,7 @@ possync_capture(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("possync_capture is an AFTER ROW trigger")));
 	if (muted)
-		PG_RETURN_NULL();
+		PG_RETURN_POINTER(NULL);
 	if (capture == NULL)
 		capture = prepare(fcinfo, trigger);
 	if (!is_canonical())
@@ -334,5 +334,5 @@ possync_capture(PG_FUNCTION_ARGS)
 
 	if (nestlevel > 0)
 		AtEOXact_GUC(true, nestlevel);
-	PG_RETURN_NULL();
+	PG_RETURN_POINTER(NULL);
 }

@@ -15,6 +15,7 @@ typedef struct PosRun
 	bool		match_all;		/* a push looks even for rows that are new here */
 	bool		push;			/* the source is here, the target there */
 	bool		dry;			/* find out what would be done, and do nothing */
+	bool		anew;			/* read everything, whatever the positions say */
 	PosTree    *tree;
 	PosConnection *connection;
 	PosSnapshot snapshot;
@@ -90,12 +91,24 @@ typedef void (*PosMatchCallback) (PosRun *run, PosModel *model, Datum *values,
 extern void pos_match_rows(PosRun *run, PosModel *model, PosRowset *rows,
 						   PosMatchCallback callback);
 
+/* in update.c: rows that differ, also if they swap unique values */
+extern int64 pos_update_rows(PosModel *model, PosRowset *rows);
+
 /* in write.c: what differs is written */
-extern void pos_write_compare(PosRun *run, PosModel *model);
+extern void pos_write_compare(PosRun *run, PosModel *model, bool unlink);
+extern void pos_write_pretend(PosRun *run, PosModel *model, Datum *values,
+							  bool *nulls);
 extern void pos_write_create(PosRun *run, PosModel *model, Datum *values,
 							 bool *nulls);
 extern void pos_write_flush(PosRun *run, PosComponent *component);
 extern void pos_write_close(PosModel *model);
+
+/* in prove.c: foreign keys proven instead of checked */
+extern bool pos_prove_has_code(Relation rel);
+extern void pos_prove_begin(PosRun *run, PosModel *model);
+extern void pos_prove_row(PosRun *run, PosModel *model, Datum *values,
+						  bool *nulls);
+extern void pos_prove_lock(PosModel *model);
 
 /* in quarantine.c */
 extern void pos_quarantine_retry(PosRun *run);

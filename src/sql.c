@@ -59,6 +59,27 @@ pos_sql_equality(PosField *field)
 	return sql;
 }
 
+/* Appends the comparison of the key of t, the table, with that of r, staged. */
+void
+pos_sql_append_key_join(StringInfo sql, PosModel *model)
+{
+	for (int i = 0; i < model->nkey; i++)
+		appendStringInfo(sql, "%st.%s %s r.w%d", i > 0 ? " AND " : "",
+						 quote_identifier(model->key[i]->name),
+						 pos_sql_equality(model->key[i]), i + 1);
+}
+
+/* Returns the columns of a model's key. */
+Bitmapset *
+pos_sql_key_columns(PosModel *model)
+{
+	Bitmapset  *columns = NULL;
+
+	for (int i = 0; i < model->nkey; i++)
+		columns = bms_add_member(columns, model->key[i]->attnum);
+	return columns;
+}
+
 /*
  * Runs a statement.  Returns the number of rows processed; a result stands in
  * SPI_tuptable.

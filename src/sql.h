@@ -21,6 +21,8 @@ typedef struct PosCursor
 
 /* in sql.c */
 extern char *pos_sql_equality(PosField *field);
+extern void pos_sql_append_key_join(StringInfo sql, PosModel *model);
+extern Bitmapset *pos_sql_key_columns(PosModel *model);
 extern uint64 pos_sql_execute(const char *sql, int nargs, Oid *types,
 							  Datum *values);
 extern int	pos_sql_plan_join(Relation rel, Bitmapset *columns, int64 rows);

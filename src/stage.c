@@ -95,7 +95,7 @@ pos_stage_layout(PosModel *model)
 	ListCell   *lc;
 
 	model->remote_int = has_integer_key(model);
-	model->written = palloc(model->nfields * sizeof(PosField *));
+	model->written = palloc((model->nkey + model->nfields) * sizeof(PosField *));
 	for (int i = 0; i < model->nkey; i++)
 		write_field(model, model->key[i]);
 	for (int i = 0; i < model->nfields; i++)

@@ -176,6 +176,9 @@ pos_sync_pull(PosRun *run)
 		lock_models(run);
 	/* positions may have been moved by the run we waited for */
 	pos_config_positions(run->tree->models);
+	if (run->anew)
+		foreach(lc, run->tree->models)
+			((PosModel *) lfirst(lc))->position = NULL;
 	pos_sync_report(run, pos_tree_check(run->tree));
 
 	run->connection = pos_connection_get(run->tree->server);

@@ -123,7 +123,22 @@ set_parts(PosReference *reference, Datum *wire, bool *wirenulls,
 	}
 }
 
-/* Translates one reference; returns false if its parent is not here. */
+/* Whether a reference supplies a field that a row is recognised by. */
+static bool
+identifies(PosReference *reference)
+{
+	for (int i = 0; i < reference->nfields; i++)
+		if ((reference->fields[i]->match || reference->fields[i]->is_key) &&
+			reference->fields[i]->supplier == reference)
+			return true;
+	return false;
+}
+
+/*
+ * Translates one reference; returns false if its parent is not here.  pending
+ * is set if the row is recognised by a parent that would be made by the run,
+ * were it not dry.
+ */
 static bool
 translate_one(PosRun *run, PosReference *reference, Datum remote, Datum *values,
 			  bool *nulls, bool *pending)
@@ -136,7 +151,9 @@ translate_one(PosRun *run, PosReference *reference, Datum remote, Datum *values,
 		case POS_MISSING:
 			return false;
 		case POS_PENDING:
-			*pending = true;
+			values[POS_STAGE_OLD] = Int64GetDatum(DatumGetInt64(values[POS_STAGE_OLD]) |
+												  POS_OLD_PENDING);
+			*pending = *pending || identifies(reference);
 			return true;
 		case POS_FOUND:
 			set_reference(reference, local, values, nulls);
@@ -173,10 +190,22 @@ set_copied_key(PosModel *model, Datum remote, Datum *values, bool *nulls)
 	}
 }
 
+/* A view, or a table whose key is none there, may deliver rows without one. */
+static void
+check_key(PosModel *model, bool *wirenulls)
+{
+	for (int i = 0; i < model->nkey; i++)
+		if (wirenulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NOT_NULL_VIOLATION),
+					 errmsg("a row of remote table %s has no key: column \"%s\" is null",
+							model->remote, model->key[i]->remote)));
+}
+
 /*
  * Turns a row as delivered by the connection into a staged one, without n and
  * local key.  Returns NULL, or the reference whose parent is not here.
- * pending is set if some parent would be made by the run, were it not dry.
+ * pending: see translate_one.
  */
 PosReference *
 pos_translate_row(PosRun *run, PosModel *model, Datum *wire, bool *wirenulls,
@@ -186,6 +215,7 @@ pos_translate_row(PosRun *run, PosModel *model, Datum *wire, bool *wirenulls,
 	ListCell   *lc;
 
 	*pending = false;
+	check_key(model, wirenulls);
 	memset(nulls, true, model->stage->natts * sizeof(bool));
 	nulls[POS_STAGE_REMOTE] = false;
 	values[POS_STAGE_REMOTE] = model->nkey == 1 ? wire[0] :
@@ -232,17 +262,6 @@ pos_translate_row(PosRun *run, PosModel *model, Datum *wire, bool *wirenulls,
 		}
 	}
 	return missing;
-}
-
-/* Whether a reference supplies a field that a row is recognised by. */
-static bool
-identifies(PosReference *reference)
-{
-	for (int i = 0; i < reference->nfields; i++)
-		if ((reference->fields[i]->match || reference->fields[i]->is_key) &&
-			reference->fields[i]->supplier == reference)
-			return true;
-	return false;
 }
 
 /*

@@ -25,6 +25,7 @@
 #include "bulk.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
+#include "compat.h"
 #include "run.h"
 #include "store.h"
 #include "utils/builtins.h"
@@ -113,7 +114,7 @@ static void
 open_lookup(PosTranslations *t, Lookup *lookup, const char *index, Oid equal)
 {
 	lookup->index = index_open(pos_store_relid(index), AccessShareLock);
-	lookup->scan = index_beginscan(t->rel, lookup->index, SnapshotSelf, 2, 0);
+	lookup->scan = pos_compat_beginscan(t->rel, lookup->index, SnapshotSelf, 2);
 	ScanKeyInit(&lookup->keys[0], 1, BTEqualStrategyNumber, F_INT2EQ, (Datum) 0);
 	ScanKeyEntryInitialize(&lookup->keys[1], 0, 2, BTEqualStrategyNumber,
 						   InvalidOid, lookup->index->rd_indcollation[1],
@@ -213,7 +214,7 @@ pos_translation_prepare(PosRun *run, PosModel *model)
 	model->to_int = run->push ? model->remote_int : model->local_int;
 	lookup = lookup_of(run, model, !run->push);
 	model->translations = translation_create(t->context, 64, model);
-	scan = index_beginscan(t->rel, lookup->index, SnapshotSelf, 1, 0);
+	scan = pos_compat_beginscan(t->rel, lookup->index, SnapshotSelf, 1);
 	lookup->keys[0].sk_argument = Int16GetDatum(model->id);
 	index_rescan(scan, lookup->keys, 1, NULL, 0);
 	model->has_translations = index_getnext_slot(scan, ForwardScanDirection,

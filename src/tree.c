@@ -15,6 +15,7 @@
  */
 #include "possync.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/partition.h"
@@ -57,12 +58,18 @@ find_field(PosModel *model, AttrNumber attnum)
 	return NULL;
 }
 
-/* Completes a model's fields by what the catalog says of their columns. */
+/*
+ * Opens a model's table, if it was not before, and completes its fields by what
+ * the catalog says of their columns.
+ */
 static void
 open_model(PosModel *model)
 {
 	TupleDesc	desc;
 
+	if (model->opened)
+		return;
+	model->opened = true;
 	model->rel = try_table_open(model->relid, AccessShareLock);
 	if (model->rel == NULL)
 		return;
@@ -94,6 +101,16 @@ open_model(PosModel *model)
 		psprintf("%s%s", model->rel->rd_rel->relkind == RELKIND_RELATION ? "ONLY " : "",
 				 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(model->rel)),
 											RelationGetRelationName(model->rel)));
+}
+
+/*
+ * Returns the foreign keys of a model's table, as a copy: the catalog cache may
+ * drop its own list at any look-up.
+ */
+static List *
+foreign_keys(PosModel *model)
+{
+	return copyObject(RelationGetFKeyList(model->rel));
 }
 
 /*
@@ -135,16 +152,25 @@ is_shadow(ForeignKeyCacheInfo *fk)
 }
 
 /*
- * Returns the model that a foreign key refers to, or NULL.  A partition stands
- * for the table that it is a part of.
+ * Returns the model that a foreign key refers to, opened, or NULL.  A partition
+ * stands for the table that it is a part of.
  */
 static PosModel *
 referenced_model(List *models, ForeignKeyCacheInfo *fk)
 {
-	if (get_rel_relispartition(fk->confrelid))
-		return is_shadow(fk) ? NULL :
-			pos_tree_find(models, llast_oid(get_partition_ancestors(fk->confrelid)));
-	return pos_tree_find(models, fk->confrelid);
+	Oid			relid = fk->confrelid;
+	PosModel   *model;
+
+	if (get_rel_relispartition(relid))
+	{
+		if (is_shadow(fk))
+			return NULL;
+		relid = llast_oid(get_partition_ancestors(relid));
+	}
+	model = pos_tree_find(models, relid);
+	if (model != NULL)
+		open_model(model);
+	return model;
 }
 
 /* Returns the part of the model's key that a column is, or -1. */
@@ -201,7 +227,7 @@ follow_column(List *models, PosModel *model, AttrNumber column,
 	}
 	if (parent->rel == NULL || depth > MAX_CHAIN)
 		return;
-	foreach(lc, RelationGetFKeyList(parent->rel))
+	foreach(lc, foreign_keys(parent))
 	{
 		ForeignKeyCacheInfo *fk = lfirst(lc);
 		PosModel   *next = referenced_model(models, fk);
@@ -244,7 +270,7 @@ resolve_foreign_key(List *models, PosModel *model, ForeignKeyCacheInfo *fk,
 static void
 find_references(List *models, PosModel *model)
 {
-	List	   *fks = RelationGetFKeyList(model->rel);
+	List	   *fks = foreign_keys(model);
 	ListCell   *lc;
 
 	for (int nkeys = 1; nkeys <= INDEX_MAX_KEYS; nkeys++)
@@ -297,6 +323,9 @@ visit(Walk *walk, PosModel *model)
 	ListCell   *lc;
 
 	check_stack_depth();
+	open_model(model);
+	if (model->rel != NULL)
+		find_references(walk->tree->configured, model);
 	model->index = model->lowlink = ++walk->next_index;
 	model->on_stack = true;
 	walk->stack = lappend(walk->stack, model);
@@ -318,7 +347,8 @@ visit(Walk *walk, PosModel *model)
 		walk->stack = list_delete_last(walk->stack);
 		member->on_stack = false;
 		member->component = component;
-		component->models = lcons(member, component->models);
+		/* the order in which rows arrive, hence the tree's */
+		component->models = lappend(component->models, member);
 		walk->tree->models = lappend(walk->tree->models, member);
 	} while (member != model);
 	component->inner = list_length(component->models) > 1 ||
@@ -365,8 +395,8 @@ mark_inner_references(PosTree *tree)
 
 /*
  * Loads the tree of a root model: configuration, local catalog, order; with
- * all, every other model of its server too.  Errors when there is no such model; everything else that may be wrong is
- * left to pos_tree_check.
+ * all, every other model of its server too.  Errors when there is no such
+ * model; everything else that may be wrong is left to pos_tree_check.
  */
 PosTree *
 pos_tree_load(const char *name, bool all)
@@ -378,13 +408,7 @@ pos_tree_load(const char *name, bool all)
 
 	pos_config_fields(models);
 	pos_config_children(models);
-	foreach(lc, models)
-		open_model(lfirst(lc));
-	foreach(lc, models)
-		if (((PosModel *) lfirst(lc))->rel != NULL)
-		find_references(models, lfirst(lc));
-
-	tree->opened = models;
+	tree->configured = models;
 	tree->root = linitial(models);
 	visit(&walk, tree->root);
 	visit_children(&walk, tree->root);
@@ -402,7 +426,7 @@ pos_tree_close(PosTree *tree)
 {
 	ListCell   *lc;
 
-	foreach(lc, tree->opened)
+	foreach(lc, tree->configured)
 	{
 		PosModel   *model = lfirst(lc);
 
@@ -411,13 +435,72 @@ pos_tree_close(PosTree *tree)
 	}
 }
 
+/* Whether rows of a model's table are still told apart by its key. */
+static bool
+is_unique(PosModel *model)
+{
+	Bitmapset  *key = NULL;
+	bool		unique = false;
+	ListCell   *lc;
+
+	for (int i = 0; i < model->nkey; i++)
+		key = bms_add_member(key, model->key[i]->attnum);
+	foreach(lc, RelationGetIndexList(model->rel))
+	{
+		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
+		Form_pg_index form = index->rd_index;
+		Bitmapset  *columns = NULL;
+
+		for (int i = 0; i < form->indnkeyatts; i++)
+			columns = bms_add_member(columns, form->indkey.values[i]);
+		unique = unique ||
+			(form->indisunique && form->indimmediate && form->indisvalid &&
+			 RelationGetIndexPredicate(index) == NIL &&
+			 bms_equal(columns, key));
+		bms_free(columns);
+		index_close(index, NoLock);
+	}
+	return unique;
+}
+
+/* Adds a sentence for whatever keeps a model's key from being one. */
+static List *
+check_key(PosModel *model, List *sentences)
+{
+	bool		complete = true;
+
+	for (int i = 0; i < model->nkey; i++)
+	{
+		PosField   *field = model->key[i];
+
+		if (field->attnum == 0)
+			sentences = lappend(sentences,
+								psprintf("key column \"%s\" of table %s does not exist any more",
+										 field->name, model->name));
+		else if (!field->notnull)
+			sentences = lappend(sentences,
+								psprintf("key column \"%s\" of table %s may be null; ALTER TABLE ... ALTER COLUMN ... SET NOT NULL",
+										 field->name, model->name));
+		else if (field->fixed != NULL)
+			sentences = lappend(sentences,
+								psprintf("key column \"%s\" of table %s has a fixed value",
+										 field->name, model->name));
+		complete = complete && field->attnum != 0;
+	}
+	if (complete && !is_unique(model))
+		sentences = lappend(sentences,
+							psprintf("table %s has no primary key or unique constraint over its key columns any more",
+									 model->name));
+	return sentences;
+}
+
 /* Adds a sentence for every foreign key that leads out of the configuration. */
 static List *
 check_foreign_keys(PosTree *tree, PosModel *model, List *sentences)
 {
 	ListCell   *lc;
 
-	foreach(lc, RelationGetFKeyList(model->rel))
+	foreach(lc, foreign_keys(model))
 	{
 		ForeignKeyCacheInfo *fk = lfirst(lc);
 
@@ -502,11 +585,7 @@ pos_tree_check(PosTree *tree)
 										 model->name));
 			continue;
 		}
-		for (int i = 0; i < model->nkey; i++)
-			if (model->key[i]->attnum == 0)
-				sentences = lappend(sentences,
-									psprintf("key column \"%s\" of table %s does not exist any more",
-											 model->key[i]->name, model->name));
+		sentences = check_key(model, sentences);
 		for (int i = 0; i < model->nfields; i++)
 			if (model->fields[i].attnum == 0 && !model->fields[i].is_key)
 				sentences = lappend(sentences,

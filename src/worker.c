@@ -23,6 +23,7 @@
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "push.h"
+#include "storage/ipc.h"
 #include "storage/lock.h"
 #include "store.h"
 #include "tcop/tcopprot.h"

@@ -3,12 +3,8 @@
  *		The last step: rows that differ are updated, rows that are not here are
  *		inserted, and nothing else is touched.
  *
- * New rows go the bulk way where the table allows it, else through INSERT.
- * On the bulk way a foreign key is not checked row by row where this is
- * proven: every row it refers to was made in this run or is locked against
- * deletion by us, once for each distinct row, before anything that refers to
- * it is written.  Tables with triggers or rules of their own prove nothing
- * about their rows.
+ * New rows go the bulk way where the table allows it, else through INSERT.  On
+ * the bulk way foreign keys are proven instead of checked where prove.c can.
  *
  * The models of a component that refers to itself are inserted as by one
  * statement, so that its foreign keys are checked when all rows are there.
@@ -19,14 +15,9 @@
 #include "access/xact.h"
 #include "bulk.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_type.h"
 #include "commands/trigger.h"
-#include "common/hashfn.h"
-#include "miscadmin.h"
 #include "run.h"
 #include "sql.h"
-#include "store.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -36,12 +27,6 @@
 /* Rows gathered before an INSERT or UPDATE is run */
 #define STATEMENT_ROWS	10000
 
-/* Rows locked by one statement */
-#define LOCK_ROWS		10000
-
-/* Rows of one model that are remembered as locked */
-#define MAX_LOCKED		200000
-
 struct PosWriter
 {
 	Relation	rel;
@@ -49,66 +34,6 @@ struct PosWriter
 	PosRowset  *inserts;
 	PosRowset  *updates;
 };
-
-/* The keys of rows that are locked, or are to be */
-typedef struct LockedEntry
-{
-	int64		key;
-	char		status;
-} LockedEntry;
-
-#define SH_PREFIX locked
-#define SH_ELEMENT_TYPE LockedEntry
-#define SH_KEY_TYPE int64
-#define SH_KEY key
-#define SH_HASH_KEY(tb, key) hash_combine(murmurhash32((uint32) ((key) >> 32)), \
-										  murmurhash32((uint32) (key)))
-#define SH_EQUAL(tb, a, b) ((a) == (b))
-#define SH_SCOPE static inline
-#define SH_DECLARE
-#define SH_DEFINE
-#include "lib/simplehash.h"
-
-/* Whether something of the user's may change what we write to a table. */
-static bool
-has_own_code(Relation rel)
-{
-	if (rel->rd_rules != NULL)
-		return true;
-	if (rel->trigdesc != NULL)
-		for (int i = 0; i < rel->trigdesc->numtriggers; i++)
-			if (!rel->trigdesc->triggers[i].tgisinternal)
-				return true;
-	return false;
-}
-
-/* Whether the foreign key behind a reference can be proven at all. */
-static bool
-is_provable(PosReference *reference)
-{
-	PosModel   *parent = reference->parent;
-
-	return OidIsValid(reference->constraint) && reference->bit >= 0 &&
-		parent->local_int && pos_key_is_integer(reference->fields[0]->base) &&
-		reference->fields[0]->supplier == reference &&
-		parent->rel->rd_rel->relkind == RELKIND_RELATION &&
-		!has_own_code(parent->rel);
-}
-
-static void
-spare_foreign_keys(PosModel *model, PosWriter *writer)
-{
-	ListCell   *lc;
-
-	foreach(lc, model->references)
-	{
-		PosReference *reference = lfirst(lc);
-
-		reference->unproven = !is_provable(reference);
-		if (!reference->unproven)
-			pos_bulk_spare(writer->bulk, reference->constraint, true);
-	}
-}
 
 static bool
 component_is_bulk(PosComponent *component)
@@ -142,7 +67,8 @@ open_writer(PosRun *run, PosModel *model)
 		writer->bulk = pos_bulk_open(writer->rel, model->nwritten, columns);
 		if (model->component->inner)
 			pos_bulk_hold(writer->bulk);
-		spare_foreign_keys(model, writer);
+		model->bulk = writer->bulk;
+		pos_prove_begin(run, model);
 	}
 	else
 		writer->inserts = pos_rowset_create(psprintf("possync_insert_%d",
@@ -153,119 +79,12 @@ open_writer(PosRun *run, PosModel *model)
 	return writer;
 }
 
-/*
- * Locks the rows of one model that rows to be written refer to, against
- * deletion and change of key, as the foreign key's own check would.
- */
-static void
-lock_rows(PosModel *model)
-{
-	Oid			saved_user;
-	int			saved_context;
-	char	   *sql;
-
-	if (model->nto_lock == 0)
-		return;
-	sql = psprintf("SELECT 1 FROM %s t WHERE t.%s OPERATOR(pg_catalog.=) ANY ($1)"
-				   " FOR KEY SHARE OF t", model->table_sql,
-				   quote_identifier(model->key[0]->name));
-	pos_store_as_owner(model->relid, &saved_user, &saved_context);
-	for (int start = 0; start < model->nto_lock; start += LOCK_ROWS)
-	{
-		int			n = Min(LOCK_ROWS, model->nto_lock - start);
-		Datum	   *keys = palloc(n * sizeof(Datum));
-		Oid			types[] = {INT8ARRAYOID};
-		Datum		values[1];
-
-		for (int i = 0; i < n; i++)
-			keys[i] = Int64GetDatum(model->to_lock[start + i]);
-		values[0] = PointerGetDatum(construct_array(keys, n, INT8OID, 8,
-													FLOAT8PASSBYVAL,
-													TYPALIGN_DOUBLE));
-		if (pos_sql_execute(sql, 1, types, values) < n)
-			ereport(ERROR,
-					(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
-					 errmsg("rows of table %s that new rows refer to were deleted here",
-							model->name),
-					 errdetail("%d of %d rows are missing.",
-							   n - (int) SPI_processed, n),
-					 errhint("Let them be read again: SELECT possync_set_model('%s', change_columns => ...) forgets how far the model was read.",
-							 model->name)));
-		SPI_freetuptable(SPI_tuptable);
-		pfree(keys);
-		pfree(DatumGetPointer(values[0]));
-	}
-	SetUserIdAndSecContext(saved_user, saved_context);
-	model->nto_lock = 0;
-}
-
-/* Locks whatever the rows put so far refer to, then writes them. */
+/* Writes the rows put so far, once what they refer to is locked. */
 static void
 flush_bulk(PosModel *model, PosWriter *writer)
 {
-	ListCell   *lc;
-
-	foreach(lc, model->references)
-		lock_rows(((PosReference *) lfirst(lc))->parent);
+	pos_prove_lock(model);
 	pos_bulk_flush(writer->bulk);
-}
-
-/*
- * Puts a row on the list of those to be locked, once.  Returns false where
- * there are too many.
- */
-static bool
-list_for_lock(PosRun *run, PosModel *model, int64 key)
-{
-	bool		found;
-
-	if (model->locked == NULL)
-		model->locked = locked_create(run->context, 64, NULL);
-	if (model->locked->members >= MAX_LOCKED)
-		return false;
-	locked_insert(model->locked, key, &found);
-	if (found)
-		return true;
-	if (model->nto_lock == model->maxto_lock)
-	{
-		model->maxto_lock = Max(model->maxto_lock * 2, 64);
-		model->to_lock = model->to_lock == NULL ?
-			MemoryContextAlloc(run->context, model->maxto_lock * sizeof(int64)) :
-			repalloc(model->to_lock, model->maxto_lock * sizeof(int64));
-	}
-	model->to_lock[model->nto_lock++] = key;
-	return true;
-}
-
-/*
- * Sees to it that the rows a new row refers to are proven to exist, or that
- * its foreign keys are checked after all.
- */
-static void
-prove_references(PosRun *run, PosModel *model, PosWriter *writer,
-				 Datum *values, bool *nulls)
-{
-	int64		old = DatumGetInt64(values[POS_STAGE_OLD]);
-	ListCell   *lc;
-
-	if (old == 0)
-		return;
-	foreach(lc, model->references)
-	{
-		PosReference *reference = lfirst(lc);
-		PosField   *field = reference->fields[0];
-
-		if (reference->unproven ||
-			(old & (INT64CONST(1) << reference->bit)) == 0)
-			continue;
-		if (!list_for_lock(run, reference->parent,
-						   DatumGetInt64(pos_key_from_integer(field->base,
-															  values[field->staged]))))
-		{
-			reference->unproven = true;
-			pos_bulk_spare(writer->bulk, reference->constraint, false);
-		}
-	}
 }
 
 /* Appends the INSERT of a model's gathered rows. */
@@ -282,26 +101,6 @@ append_insert(StringInfo sql, PosModel *model)
 	for (int i = 0; i < model->nwritten; i++)
 		appendStringInfo(sql, "%sr.w%d", i > 0 ? ", " : "", i + 1);
 	appendStringInfo(sql, " FROM possync_insert_%d r", model->id);
-}
-
-static Bitmapset *
-key_columns(PosModel *model)
-{
-	Bitmapset  *columns = NULL;
-
-	for (int i = 0; i < model->nkey; i++)
-		columns = bms_add_member(columns, model->key[i]->attnum);
-	return columns;
-}
-
-/* Appends the comparison of the key of t with that of r. */
-static void
-append_key_join(StringInfo sql, PosModel *model)
-{
-	for (int i = 0; i < model->nkey; i++)
-		appendStringInfo(sql, "%st.%s %s r.w%d", i > 0 ? " AND " : "",
-						 quote_identifier(model->key[i]->name),
-						 pos_sql_equality(model->key[i]), i + 1);
 }
 
 /*
@@ -321,7 +120,7 @@ reject_suppressed(PosRun *run, PosModel *model, PosRowset *inserts)
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "SELECT r.n FROM possync_insert_%d r WHERE NOT EXISTS"
 					 " (SELECT 1 FROM %s t WHERE ", model->id, model->table_sql);
-	append_key_join(&sql, model);
+	pos_sql_append_key_join(&sql, model);
 	appendStringInfoString(&sql, ") ORDER BY r.n");
 	n = pos_sql_execute(sql.data, 0, NULL, NULL);
 	table = SPI_tuptable;
@@ -378,7 +177,7 @@ run_inserts(PosRun *run, List *models)
 	{
 		PosModel   *model = lfirst(lc);
 
-		if (has_own_code(model->rel))
+		if (pos_prove_has_code(model->rel))
 			reject_suppressed(run, model, model->writer->inserts);
 		pos_rowset_clear(model->writer->inserts);
 	}
@@ -397,7 +196,7 @@ insert(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 			AfterTriggerBeginQuery();
 			model->component->held = true;
 		}
-		prove_references(run, model, writer, values, nulls);
+		pos_prove_row(run, model, values, nulls);
 		if (pos_bulk_put(writer->bulk, &values[POS_STAGE_FIRST],
 						 &nulls[POS_STAGE_FIRST]))
 			flush_bulk(model, writer);
@@ -421,37 +220,15 @@ pos_write_create(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 	insert(run, model, values, nulls);
 }
 
-/* Returns the UPDATE of the gathered rows, or NULL: nothing but keys. */
-static char *
-update_statement(PosModel *model)
-{
-	StringInfoData sql;
-
-	if (model->nwritten == model->nkey)
-		return NULL;
-	initStringInfo(&sql);
-	appendStringInfo(&sql, "UPDATE %s t SET ", model->table_sql);
-	for (int i = model->nkey; i < model->nwritten; i++)
-		appendStringInfo(&sql, "%s%s = r.w%d", i > model->nkey ? ", " : "",
-						 quote_identifier(model->written[i]->name), i + 1);
-	appendStringInfo(&sql, " FROM possync_update_%d r WHERE ", model->id);
-	append_key_join(&sql, model);
-	return sql.data;
-}
-
 static void
 run_updates(PosModel *model, PosWriter *writer)
 {
 	int64		n = pos_rowset_count(writer->updates);
 	int64		done;
-	int			nestlevel;
 
 	if (n == 0)
 		return;
-	pos_rowset_publish(writer->updates);
-	nestlevel = pos_sql_plan_join(model->rel, key_columns(model), n);
-	done = pos_sql_execute(update_statement(model), 0, NULL, NULL);
-	pos_sql_planned(nestlevel);
+	done = pos_update_rows(model, writer->updates);
 	model->counts.updated += done;
 	if (done < n)
 	{
@@ -470,7 +247,8 @@ update(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 	PosWriter  *writer = open_writer(run, model);
 
 	pos_rowset_put(writer->updates, values, nulls);
-	if (pos_rowset_count(writer->updates) >= STATEMENT_ROWS)
+	if (pos_rowset_count(writer->updates) >= STATEMENT_ROWS &&
+		!model->component->inner)
 		run_updates(model, writer);
 }
 
@@ -485,7 +263,7 @@ open_differences(PosModel *model)
 					 " LEFT JOIN %s t ON ",
 					 quote_identifier(model->key[0]->name), model->id,
 					 model->table_sql);
-	append_key_join(&sql, model);
+	pos_sql_append_key_join(&sql, model);
 	appendStringInfo(&sql, " WHERE t.%s IS NULL",
 					 quote_identifier(model->key[0]->name));
 	if (model->nwritten > model->nkey)
@@ -504,10 +282,34 @@ open_differences(PosModel *model)
 	return pos_sql_open(sql.data);
 }
 
+/*
+ * Takes a known row that a dry run would write, so that unknown rows are
+ * matched with what would stand in its place.
+ */
+static void
+remember_changed(PosRun *run, PosModel *model, Datum *values, bool *nulls)
+{
+	MemoryContext old = MemoryContextSwitchTo(run->context);
+
+	if (model->changed == NULL)
+		model->changed = pos_rowset_create(psprintf("possync_changed_%d",
+													model->id), model->stage);
+	pos_rowset_put(model->changed, values, nulls);
+	MemoryContextSwitchTo(old);
+}
+
+/* Takes a known row that a dry run knows to differ without comparing. */
+void
+pos_write_pretend(PosRun *run, PosModel *model, Datum *values, bool *nulls)
+{
+	model->counts.updated++;
+	remember_changed(run, model, values, nulls);
+}
+
 /* Takes one known row that differs, or is missing here. */
 static void
-take_difference(PosRun *run, PosModel *model, bool missing, Datum *values,
-				bool *nulls)
+take_difference(PosRun *run, PosModel *model, bool missing, bool unlink,
+				Datum *values, bool *nulls)
 {
 	if (missing &&
 		check_enable_rls(model->relid, InvalidOid, true) == RLS_ENABLED)
@@ -517,10 +319,20 @@ take_difference(PosRun *run, PosModel *model, bool missing, Datum *values,
 							  NIL, values, nulls);
 		return;
 	}
+	if (missing && unlink)
+	{
+		pos_translation_remove(run, model, values[POS_STAGE_REMOTE]);
+		nulls[POS_STAGE_LOCAL] = true;
+		values[POS_STAGE_N] = Int64GetDatum(pos_rowset_count(model->unknown) + 1);
+		pos_rowset_put(model->unknown, values, nulls);
+		return;
+	}
 	if (missing)
 		model->counts.created++;
+	else if (run->dry)
+		model->counts.updated++;
 	if (run->dry)
-		model->counts.updated += missing ? 0 : 1;
+		remember_changed(run, model, values, nulls);
 	else if (missing)
 		insert(run, model, values, nulls);
 	else
@@ -529,10 +341,12 @@ take_difference(PosRun *run, PosModel *model, bool missing, Datum *values,
 
 /*
  * Compares the known rows of a model with the local ones, byte by byte, takes
- * those that differ and empties the set.
+ * those that differ and empties the set.  They are written by the next flush
+ * at the latest.  With unlink, rows that are not here any more are unlinked and
+ * put with the unknown ones, since they may have come again under another key.
  */
 void
-pos_write_compare(PosRun *run, PosModel *model)
+pos_write_compare(PosRun *run, PosModel *model, bool unlink)
 {
 	PosCursor  *differences;
 	HeapTuple	tuple;
@@ -545,7 +359,7 @@ pos_write_compare(PosRun *run, PosModel *model)
 	if (pos_rowset_count(model->known) == 0)
 		return;
 	pos_rowset_publish(model->known);
-	nestlevel = pos_sql_plan_join(model->rel, key_columns(model),
+	nestlevel = pos_sql_plan_join(model->rel, pos_sql_key_columns(model),
 								  pos_rowset_count(model->known));
 	differences = open_differences(model);
 	pos_sql_planned(nestlevel);
@@ -562,14 +376,10 @@ pos_write_compare(PosRun *run, PosModel *model)
 		model->counts.unchanged--;
 		take_difference(run, model,
 						DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull)),
-						values, nulls);
+						unlink, values, nulls);
 		pos_sql_take(differences);
 	}
 	pos_sql_close(differences);
-	if (model->component->inner)
-		pos_write_flush(run, model->component);
-	if (model->writer != NULL)
-		run_updates(model, model->writer);
 	pos_rowset_clear(model->known);
 }
 
@@ -625,16 +435,39 @@ pos_write_close(PosModel *model)
 		return;
 	if (writer->bulk != NULL)
 		pos_bulk_close(writer->bulk);
+	model->bulk = NULL;
 	pos_rowset_free(writer->inserts);
 	pos_rowset_free(writer->updates);
 	table_close(writer->rel, NoLock);
 	model->writer = NULL;
 }
 
-/* Writes all rows taken so far for the models of a component. */
+static void
+flush_updates(PosComponent *component)
+{
+	ListCell   *lc;
+
+	foreach(lc, component->models)
+	{
+		PosModel   *model = lfirst(lc);
+
+		if (model->writer != NULL)
+			run_updates(model, model->writer);
+	}
+}
+
+/*
+ * Writes all rows taken so far for the models of a component: changed ones
+ * first, as new ones may want what they give up, unless changed ones may refer
+ * to new ones.
+ */
 void
 pos_write_flush(PosRun *run, PosComponent *component)
 {
+	if (!component->inner)
+		flush_updates(component);
 	flush_bulks(component);
 	flush_inserts(run, component);
+	if (component->inner)
+		flush_updates(component);
 }

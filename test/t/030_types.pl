@@ -275,7 +275,7 @@ my $traces = join "\nUNION ALL\n", map {
 
 # The row's text as it would look on a neutral client, its size and, where it
 # has one, its binary form
-sub content
+sub content_of
 {
 	my ($node) = @_;
 	my %content;
@@ -308,7 +308,7 @@ foreach my $i (0 .. $#tables)
 	is(join('|', @{ $dry[$i] }[ 2 .. 5 ]), join('|', @counts[ 2 .. 5 ]), "$type: as the dry run said");
 }
 
-my ($there, $here) = (content($master), content($till));
+my ($there, $here) = (content_of($master), content_of($till));
 foreach (@tables)
 {
 	my ($name, $type) = @$_;

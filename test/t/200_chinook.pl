@@ -42,9 +42,9 @@ my $till = Possync->cluster('till');
 $master->safe_psql('postgres', 'CREATE DATABASE music');
 run_sql($master, 'music', $sql);
 
-sub content { return Possync::Content->new($_[0], $_[1], @description) }
+sub all_of { return Possync::Content->new($_[0], $_[1], @description) }
 
-my $complete = content($master, 'music');
+my $complete = all_of($master, 'music');
 is(scalar(my @tables = $complete->tables), 11, 'eleven tables');
 
 sub configure
@@ -90,20 +90,23 @@ EOC
 copy_schema($master, 'music', $till, 'empty');
 configure('empty');
 is(pull_all($till, 'empty', @roots), 'ok|15607|0|0|0', 'empty: every row created');
-is_content($complete, content($till, 'empty'), {}, 'empty: the same content');
+is_content($complete, all_of($till, 'empty'), {}, 'empty: the same content');
 rests('empty', 0, 'empty');
 
 # A till with a part of it, some of it changed, and things of its own.
 my $n = 0;
-my ($part, $keys) = $complete->part(
-	sub { my ($table) = @_; $n++; $table =~ /artist|genre/ ? $n % 2 : $table =~ /line|playlist_track/ ? $n % 9 == 0 : $n % 3 == 0 },
-	sub {
+my $part = $complete->part(
+	sub { my ($table) = @_; $n++; $table =~ /artist|genre/ ? $n % 2 : $table =~ /line|playlist_track/ ? $n % 9 == 0 : $n % 3 == 0 });
+my $fill = $complete->load(
+	$part,
+	other => 1,
+	edit => sub {
 		my ($table, $row) = @_;
 		$row->{composer} = 'Trad.' if $table eq 'public.track' && $row->{milliseconds} % 7 == 0;
 		$row->{fax} = '\N' if $table eq 'public.customer';
 	});
 copy_schema($master, 'music', $till, 'half');
-run_sql($till, 'half', $part);
+run_sql($till, 'half', $fill);
 run_sql($till, 'half', <<'EOC');
 DELETE FROM playlist_track WHERE playlist_id NOT IN (SELECT min(playlist_id) FROM playlist GROUP BY name);
 DELETE FROM playlist WHERE playlist_id NOT IN (SELECT min(playlist_id) FROM playlist GROUP BY name);
@@ -112,7 +115,7 @@ number_on($till, 'half');
 run_sql($till, 'half', "INSERT INTO artist (name) VALUES ('Local Heroes')");
 my $own = { 'public.artist' => { '(name = Local Heroes)' => 1 } };
 configure('half');
-my $counted = content($till, 'half')->rows;
+my $counted = all_of($till, 'half')->rows;
 cmp_ok(scalar keys %{ $counted->{'public.track'} }, '>', 1000, 'half: many tracks are there');
 cmp_ok(scalar keys %{ $counted->{'public.track'} }, '<', 3503, 'half: but not all');
 
@@ -141,16 +144,16 @@ EOC
 $own->{'public.playlist'} = { map { ("(name = $_ (shop))" => 1) } 'Music', 'Movies', 'TV Shows', 'Audiobooks' };
 like(pull_all($till, 'half', @roots), qr/^ok\|\d+\|0\|0\|0$/, 'half: what waited is created');
 is(run_sql($till, 'half', 'SELECT count(*) FROM synchronize_quarantine'), 0, 'half: nothing waits');
-is_content($complete, content($till, 'half'), $own, 'half: the same content');
+is_content($complete, all_of($till, 'half'), $own, 'half: the same content');
 rests('half', 0, 'half');
 
 # Changes, without columns that tell of them
 run_sql($master, 'music', $changes);
-my $changed = content($master, 'music');
+my $changed = all_of($master, 'music');
 for my $dbname ('empty', 'half')
 {
 	like(pull_all($till, $dbname, @roots), qr/^ok\|1003\|0\|[1-9]\d*\|0$/, "$dbname: changes pulled");
-	is_content($changed, content($till, $dbname), $dbname eq 'half' ? $own : {}, "$dbname: the same content");
+	is_content($changed, all_of($till, $dbname), $dbname eq 'half' ? $own : {}, "$dbname: the same content");
 	rests($dbname, 0, $dbname);
 }
 

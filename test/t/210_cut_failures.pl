@@ -138,13 +138,14 @@ CREATE VIEW barcode AS SELECT id, product, code,
 	CASE WHEN row_number() OVER (ORDER BY id) = 250 THEN updated_at + pg_sleep(60)::text::interval ELSE updated_at END AS updated_at FROM awake;
 EOC
 	my $before = content($till);
-	$session->start_sql("SELECT status, sqlstate, error FROM possync_pull('product')");
+	$session->start_sql("SELECT status, sqlstate, error, error_context FROM possync_pull('product')");
 	$master->poll_query_until('postgres',
 		"SELECT count(*) = 1 FROM pg_stat_activity WHERE usename = 'clerk' AND wait_event = 'PgSleep'")
 	  or die 'the master does not sleep';
 	$kill->();
 	my ($out, $err) = $session->answer(20);
 	like($out, qr/^failed\|$sqlstate\|.*$pattern/s, "$name: failed");
+	like($out, qr/remote SQL command: COPY \(SELECT .* FROM \S*barcode .*server "hq"/s, "$name: at that table");
 	like($err, qr/WARNING:  pull of "product" failed: .*$pattern/s, "$name: with a warning");
 	is(content($till), $before, "$name: nothing changed");
 	$mend->();
@@ -222,7 +223,8 @@ for my $cause (sort keys %causes)
 	(undef, $err) = $session->run(sprintf $again, 200);
 	is($err, '', '200 times more');
 	my ($memory2, $files2) = resources();
-	cmp_ok($files2, '<=', $files, "$files files stay open");
+	# tables and indexes that were not needed before may be opened
+	cmp_ok($files2, '<=', $files + 10, "$files files stay open");
 	cmp_ok($memory2 - $memory, '<', 2048, "memory stays: $memory kB, then $memory2 kB");
 	$mend->();
 	cmp_ok($master->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE usename = 'clerk'"),

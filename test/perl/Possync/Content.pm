@@ -19,6 +19,9 @@ row it points to, which in turn may contain foreign keys; surrogate keys are
 left out.  What remains must be the same on both sides.  Tables and foreign
 keys come from the catalog; tables are named as format('%I.%I') does.
 
+Columns whose names match ignore are not looked at, and values are compared in
+the types of another content, like.
+
 Business keys must tell all rows of a table apart; rows that share one are
 numbered, so that the numbers of such rows are compared, too.
 
@@ -28,6 +31,8 @@ package Possync::Content;
 
 use strict;
 use warnings FATAL => 'all';
+
+use Digest::MD5 qw(md5_hex);
 
 # Tables with their columns: generated or not, in types as they are written.
 my $columns = <<'EOC';
@@ -74,7 +79,6 @@ sub identifier
 	return qq{"$name"};
 }
 
-# like: another content, in whose types values are compared.
 sub new
 {
 	my ($class, $node, $dbname, %options) = @_;
@@ -83,6 +87,7 @@ sub new
 	for (lines($node, $dbname, $columns))
 	{
 		my ($table, $column, $type, $generated, $inherited) = @$_;
+		next if defined $self->{ignore} && $column =~ $self->{ignore};
 		push @{ $self->{columns}{$table} }, $column;
 		$self->{types}{$table}{$column} = $type;
 		$self->{generated}{$table}{$column} = 1 if $generated eq 't';
@@ -202,8 +207,8 @@ sub rows
 	return \%result;
 }
 
-# A column's value under other keys: surrogates change places, foreign keys
-# follow.
+# A column's value under other keys: numbers change places, uuids are made
+# anew, foreign keys follow.
 sub other_value
 {
 	my ($self, $table, $row, $column) = @_;
@@ -213,13 +218,17 @@ sub other_value
 	{
 		my @at = grep { $reference->{columns}[$_] eq $column } 0 .. $#{ $reference->{columns} };
 		my $target = @at ? $self->target($row, $reference) : undef;
-		return $self->other_value($reference->{parent}, $target, $reference->{referenced}[ $at[0] ])
-		  if defined $target && $target != $row;
+		next if !defined $target;
+		my $referenced = $reference->{referenced}[ $at[0] ];
+		return $self->other_value($reference->{parent}, $target, $referenced)
+		  if $target != $row || $referenced ne $column;
 	}
 	return $row->{$column} if !grep { $_ eq $column } @{ $self->{surrogate}{$table} // [] };
+	return md5_hex($row->{$column}) if $self->{types}{$table}{$column} eq 'uuid';
 	if (!$self->{places}{$table}{$column})
 	{
-		my @values = map { $_->{$column} } @{ $self->{rows}{$table} };
+		my %values = map { ($_->{$column} => 1) } @{ $self->{rows}{$table} };
+		my @values = sort keys %values;
 		@{ $self->{places}{$table}{$column} }{@values} = reverse @values;
 	}
 	return $self->{places}{$table}{$column}{ $row->{$column} };
@@ -230,7 +239,8 @@ sub take
 {
 	my ($self, $part, $table, $row) = @_;
 
-	return if $part->{$table}{ $row->{"\0number"} }++;
+	return if $part->{$table}{ $row->{"\0number"} };
+	$part->{$table}{ $row->{"\0number"} } = $row;
 	for my $reference (@{ $self->{references}{$table} // [] })
 	{
 		my $target = $self->target($row, $reference);
@@ -239,38 +249,55 @@ sub take
 	return;
 }
 
-# Returns SQL that loads a part of the rows under other keys, and the business
-# keys of the part by table.  $choose->($table, $row): whether a row belongs to
-# it; all that it refers to does, too.  $edit->($table, $copy) may change what
-# does not identify it.
+# Returns a part of the rows: those for which $choose->($table, $row) is true,
+# and all they refer to; by table and number.
 sub part
 {
-	my ($self, $choose, $edit) = @_;
-	my (%part, %keys);
-	my $sql = "SET session_replication_role = replica;\n";
+	my ($self, $choose) = @_;
+	my %part;
 
 	for my $table ($self->tables)
 	{
-		for my $row (@{ $self->{rows}{$table} })
-		{
-			$self->take(\%part, $table, $row) if $choose->($table, $row);
-		}
+		$choose->($table, $_) && $self->take(\%part, $table, $_) for @{ $self->{rows}{$table} };
 	}
-	for my $table (grep { $part{$_} } $self->tables)
+	return \%part;
+}
+
+# The business keys of a part, by table.
+sub keys_of
+{
+	my ($self, $part) = @_;
+	my %keys;
+
+	for my $table (keys %$part)
+	{
+		$keys{$table}{ $self->key($table, $_) } = 1 for values %{ $part->{$table} };
+	}
+	return \%keys;
+}
+
+# Returns SQL that loads a part in any order.  Options: other => 1 for other
+# keys; edit => sub ($table, $copy), which may change what does not identify a
+# row.
+sub load
+{
+	my ($self, $part, %options) = @_;
+	my $sql = "SET session_replication_role = replica;\n";
+
+	for my $table (grep { $part->{$_} } $self->tables)
 	{
 		my @columns = grep { !$self->{generated}{$table}{$_} } @{ $self->{columns}{$table} };
 		$sql .= "COPY $table (" . join(', ', map { identifier($_) } @columns) . ") FROM STDIN;\n";
-		for my $row (reverse @{ $self->{rows}{$table} })
+		for my $number (sort { $b <=> $a } keys %{ $part->{$table} })
 		{
-			next if !$part{$table}{ $row->{"\0number"} };
-			my %copy = map { ($_ => $self->other_value($table, $row, $_)) } @columns;
-			$edit->($table, \%copy) if $edit;
+			my $row = $part->{$table}{$number};
+			my %copy = map { ($_ => $options{other} ? $self->other_value($table, $row, $_) : $row->{$_}) } @columns;
+			$options{edit}->($table, \%copy) if $options{edit};
 			$sql .= join("\t", @copy{@columns}) . "\n";
-			$keys{$table}{ $self->key($table, $row) } = 1;
 		}
 		$sql .= "\\.\n";
 	}
-	return ($sql, \%keys);
+	return $sql . "RESET session_replication_role;\n";
 }
 
 # Compares two results of rows.  $own: business keys that only the other side

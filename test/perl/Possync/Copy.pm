@@ -84,10 +84,10 @@ EOC
 sub pull_all
 {
 	my ($till, $dbname, @models) = @_;
-	my $list = join ', ', map { my $name = $_; $name =~ s/'/''/g; "(\$\$$_\$\$)" } @models;
+	my $list = join ', ', map { my $name = $_; $name =~ s/'/''/g; "('$name')" } @models;
 
 	return run_sql($till, $dbname, <<"EOC");
-SELECT coalesce(min(status) FILTER (WHERE status <> 'ok') || ': ' || min(concat_ws(E'\\n', error, error_detail, error_context)), 'ok'),
+SELECT coalesce(min(concat_ws(E'\\n', status, p.model, error, error_detail, error_context)) FILTER (WHERE status <> 'ok'), 'ok'),
 	sum(rows_created), sum(rows_matched), sum(rows_updated), sum(rows_left_out)
 FROM (VALUES $list) m (name) CROSS JOIN LATERAL possync_pull(m.name) p
 EOC

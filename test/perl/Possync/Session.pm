@@ -32,7 +32,7 @@ use Time::HiRes qw(time usleep);
 sub new
 {
 	my ($class, $node, %options) = @_;
-	my $self = bless { in => '', out => '', err => '', node => $node, number => 0 }, $class;
+	my $self = bless { in => '', out => '', err => '', node => $node, number => 0, answered => 0 }, $class;
 	my $connection = $node->connstr($options{dbname} // 'postgres');
 
 	$connection .= " user=$options{user}" if defined $options{user};
@@ -58,9 +58,11 @@ sub start_sql
 
 sub mark { $_[0]{since} = time; return }
 
+# Whether the last statement is answered, taken or not
 sub is_done
 {
 	my ($self) = @_;
+	return 1 if $self->{answered} == $self->{number};
 	$self->{harness}->pump_nb;
 	return $self->{out} =~ /^done $self->{number}$/m
 	  && $self->{err} =~ /^done $self->{number}$/m;
@@ -81,6 +83,7 @@ sub answer
 		usleep(10_000);
 	}
 	my $seconds = time - $self->{since};
+	$self->{answered} = $self->{number};
 	my @answer = map { s/^done \d+\n//mgr } $self->{out}, $self->{err};
 	chomp @answer;
 	$self->{out} = $self->{err} = '';

@@ -1,0 +1,171 @@
+# Nothing is lost between two pulls: rows that are committed late, that have
+# the same time stamp, or none, or one of another kind; and a master that is
+# not the same any more.
+
+use strict;
+use warnings FATAL => 'all';
+
+use Possync;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $conf = "max_prepared_transactions = 5\nwal_level = replica\nmax_wal_senders = 3\n";
+my $master = Possync->cluster('master', $conf);
+my $till = Possync->cluster('till');
+
+# By type of the change column, how a row says that it changed
+my %stamps = (
+	timestamptz => 'now()',
+	timestamp => "(now() AT TIME ZONE 'UTC')",
+	date => "(now() AT TIME ZONE 'UTC')::date",
+	bigint => "nextval('change')",
+	xid8 => 'pg_current_xact_id()');
+
+for my $node ($master, $till)
+{
+	$node->safe_psql('postgres', 'CREATE SEQUENCE change');
+	$node->safe_psql('postgres', <<"EOC") for sort keys %stamps;
+CREATE TABLE t_$_ (id serial PRIMARY KEY, code text NOT NULL UNIQUE, n integer, changed $_ DEFAULT $stamps{$_});
+CREATE INDEX ON t_$_ (changed);
+EOC
+	$node->safe_psql('postgres', 'CREATE TABLE two (id serial PRIMARY KEY, code text NOT NULL UNIQUE, n integer, create_date timestamptz DEFAULT now(), write_date timestamptz)');
+}
+connect_till($till, $master->port);
+$till->safe_psql('postgres', join ';', map { "SELECT * FROM possync_add_model('t_$_', server => 'hq'); SELECT possync_set_model('t_$_', change_columns => '{changed}')" } sort keys %stamps);
+$till->safe_psql('postgres', "SELECT * FROM possync_add_model('two', server => 'hq'); SELECT possync_set_model('two', change_columns => '{create_date,write_date}')");
+my $session = Possync::Session->new($till);
+
+sub pull
+{
+	my ($table) = @_;
+	return ($session->run("SELECT status FROM possync_pull('$table')"))[0];
+}
+
+sub same
+{
+	my ($table, $name) = @_;
+	is(pull($table), 'ok', "$name: pulled");
+	is_same($master, $till, "SELECT code, n FROM $table ORDER BY 1", "$name: nothing is missing");
+	return;
+}
+
+for my $rights ('without', 'with')
+{
+	$master->safe_psql('postgres', 'GRANT pg_read_all_stats TO clerk') if $rights eq 'with';
+	for my $type (sort keys %stamps)
+	{
+		my $table = "t_$type";
+		my $name = "$type, $rights pg_read_all_stats";
+		my $stamp = $stamps{$type};
+		my $write = sub {
+			my ($code) = @_;
+			return "INSERT INTO $table (code, n) VALUES ('$code $rights', 1) ON CONFLICT (code) DO UPDATE SET n = $table.n + 1, changed = $stamp";
+		};
+
+		# numbers do not say when they are committed
+		my $todo = $type eq 'bigint';
+
+		$master->safe_psql('postgres', $write->($_)) for 'a', 'b', 'c';
+		same($table, $name);
+
+		my $late = Possync::Session->new($master);
+		$late->run("BEGIN;\n" . $write->('late') . ";\n" . $write->('a'));
+		$master->safe_psql('postgres', $write->('early'));
+		same($table, "$name, one is late");
+		same($table, "$name, again");
+		$master->safe_psql('postgres', $write->('b'));
+		same($table, "$name, another change");
+		$late->run('COMMIT');
+		$late->quit;
+		if ($todo)
+		{
+			is(pull($table), 'ok', "$name, and committed: pulled");
+			local $TODO = 'a number taken early and committed late is passed over';
+			is_same($master, $till, "SELECT code, n FROM $table ORDER BY 1", "$name, and committed: nothing is missing");
+			$master->safe_psql('postgres', $write->($_)) for 'late', 'a';
+		}
+		else
+		{
+			same($table, "$name, and committed");
+		}
+
+		next if $type eq 'bigint';
+		my $prepared = Possync::Session->new($master);
+		$prepared->run("BEGIN;\n" . $write->('prepared') . ";\nPREPARE TRANSACTION 'p'");
+		$prepared->quit;
+		$master->safe_psql('postgres', $write->('early'));
+		same($table, "$name, one is prepared") for 1 .. 2;
+		$master->safe_psql('postgres', "COMMIT PREPARED 'p'");
+		same($table, "$name, and committed");
+	}
+}
+
+# The same time for many, and changes that keep it
+for my $type (sort keys %stamps)
+{
+	my $table = "t_$type";
+	$master->safe_psql('postgres', "BEGIN; INSERT INTO $table (code, changed) SELECT 'same ' || i, $stamps{$type} FROM generate_series(1, 500) i; COMMIT");
+	same($table, "$type, many at once");
+	if ($type ne 'xid8')	# no transaction comes again
+	{
+		$master->safe_psql('postgres', "INSERT INTO $table (code, changed) SELECT 'equal', changed FROM $table WHERE changed IS NOT NULL ORDER BY changed DESC LIMIT 1");
+		same($table, "$type, one more of the same time");
+	}
+
+	$master->safe_psql('postgres', "INSERT INTO $table (code, changed) VALUES ('null', NULL)");
+	same($table, "$type, none");
+	$master->safe_psql('postgres', "UPDATE $table SET n = 5 WHERE code = 'null'");
+	same($table, "$type, none, changed");
+	$master->safe_psql('postgres', "UPDATE $table SET changed = $stamps{$type}, n = 6 WHERE code = 'null'");
+	same($table, "$type, one after all");
+}
+
+# When it was made, and when it was changed, if it ever was
+$master->safe_psql('postgres', "INSERT INTO two (code, n) VALUES ('a', 1), ('b', 1), ('c', 1)");
+same('two', 'two columns');
+$master->safe_psql('postgres', "UPDATE two SET n = 2, write_date = now() WHERE code = 'a'; INSERT INTO two (code, n) VALUES ('d', 1)");
+same('two', 'two columns, changed and new');
+$master->safe_psql('postgres', "INSERT INTO two (code, n, create_date) VALUES ('e', 1, NULL)");
+same('two', 'two columns, both null');
+
+# Clocks of the future and of the past
+$master->safe_psql('postgres', "INSERT INTO t_timestamptz (code, changed) VALUES ('future', now() + interval '1 year'), ('infinity', 'infinity')");
+same('t_timestamptz', 'a time of the future');
+$master->safe_psql('postgres', "INSERT INTO t_timestamptz (code) VALUES ('now')");
+same('t_timestamptz', 'and one of now');
+$master->safe_psql('postgres', "UPDATE t_timestamptz SET n = 77 WHERE code = 'future'");
+same('t_timestamptz', 'changed with its time kept');
+
+# Only what is new is read, or positions would be of no use
+$master->safe_psql('postgres', "UPDATE t_timestamptz SET changed = now() - interval '1 day' WHERE changed > now()");
+same('t_timestamptz', 'quiet');
+sleep 1;
+pull('t_timestamptz') for 1 .. 2;
+cmp_ok(($session->run("SELECT rows_read FROM possync_pull('t_timestamptz')"))[0], '<', 20, 'little is read');
+
+# The master is restored from a backup and goes another way
+pull($_) for map { "t_$_" } sort keys %stamps;
+$session->quit;
+$master->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = 'clerk'");
+$master->safe_psql('template1', 'CREATE DATABASE copy TEMPLATE postgres');
+$session = Possync::Session->new($till);
+pull("t_$_") for sort keys %stamps;
+for my $type (sort keys %stamps)
+{
+	# in the copy something else was written at times that are past
+	my $old = $master->safe_psql('postgres', "SELECT min(changed::text) FROM t_$type");
+	$master->safe_psql('copy', "INSERT INTO t_$type (code, changed) VALUES ('restored', '$old')");
+}
+$till->safe_psql('postgres', "ALTER SERVER hq OPTIONS (SET dbname 'copy')");
+for my $type (sort keys %stamps)
+{
+	my $table = "t_$type";
+	is(pull($table), 'ok', "$type: another source");
+	is($till->safe_psql('postgres', "SELECT count(*) FROM $table WHERE code = 'restored'"), '1', "$type: is read whole");
+	is($till->safe_psql('postgres', "SELECT count(*) - count(DISTINCT code) FROM $table"), '0', "$type: and nothing is doubled");
+}
+
+$session->quit;
+unlike(slurp_file($till->logfile), qr/leak|PANIC|TRAP|XX000/, 'nothing leaked');
+
+done_testing();

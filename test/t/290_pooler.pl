@@ -1,0 +1,149 @@
+# PgBouncer in transaction mode between till and master: pulls work, also when
+# every transaction gets another server session, and it may be restarted.
+
+use strict;
+use warnings FATAL => 'all';
+
+use Possync;
+use IO::Socket::INET;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use POSIX ();
+use Test::More;
+
+my ($pgbouncer) = grep { -x } map { "$_/pgbouncer" } split(/:/, $ENV{PATH}), '/usr/sbin';
+plan skip_all => 'PgBouncer is not installed' unless $pgbouncer;
+
+my $master = Possync->cluster('master');
+my $till = Possync->cluster('till');
+my $catalogue = "SELECT * FROM catalogue WHERE what NOT LIKE 'price%' ORDER BY what, key";
+my $port = PostgreSQL::Test::Cluster::get_free_port();
+my $directory = PostgreSQL::Test::Utils::tempdir();
+my $step = 0;
+
+shop($master, products => 300, first_key => 1000001, office => 'on');
+shop($till, products => 20);
+connect_till($till, $port);
+$till->safe_psql('postgres', "SELECT * FROM possync_add_model('product', server => 'hq'); SELECT possync_set_field('unit', 'symbol', match => true)");
+
+append_to_file("$directory/users", qq{"clerk" "secret"\n});
+append_to_file("$directory/pgbouncer.ini", <<"EOC");
+[databases]
+postgres = host=127.0.0.1 port=${\ $master->port} dbname=postgres
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = $port
+unix_socket_dir =
+auth_type = scram-sha-256
+auth_file = $directory/users
+pool_mode = transaction
+default_pool_size = 3
+server_round_robin = 1
+pidfile = $directory/pid
+logfile = $directory/log
+admin_users = clerk
+EOC
+
+my $pooler;
+
+sub start_pooler
+{
+	$pooler = fork() // die "fork: $!";
+	if ($pooler == 0)
+	{
+		open STDOUT, '>', "$directory/out";
+		open STDERR, '>&', \*STDOUT;
+		exec $pgbouncer, "$directory/pgbouncer.ini" or POSIX::_exit(1);
+	}
+	for (1 .. 100)
+	{
+		last if IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port);
+		select undef, undef, undef, 0.1;
+	}
+	return;
+}
+
+sub stop_pooler
+{
+	my ($signal) = @_;
+	kill $signal, $pooler;
+	waitpid $pooler, 0;
+	undef $pooler;
+	return;
+}
+
+END
+{
+	local $?;
+	stop_pooler('KILL') if $pooler;
+}
+
+sub change
+{
+	$step++;
+	$master->safe_psql('postgres', <<"EOC");
+UPDATE product SET cost_price = cost_price + 1;
+UPDATE barcode SET updated_at = now();
+INSERT INTO product (template, sku, cost_price) SELECT min(id), 'NEW$step', 1 FROM template;
+EOC
+	return;
+}
+
+start_pooler();
+my @sessions = map { Possync::Session->new($till) } 1 .. 2;
+my $pull = "SELECT status FROM possync_pull('product')";
+
+is(($sessions[0]->run($pull))[0], 'ok', 'first pull');
+is_same($master, $till, $catalogue, 'both sides say the same');
+for my $round (1 .. 4)
+{
+	change();
+	is(($sessions[0]->run($pull))[0], 'ok', "round $round");
+	is(($sessions[1]->run("SELECT rows_created + rows_updated FROM possync_pull('product')"))[0], '0', "round $round: another session");
+	is_same($master, $till, $catalogue, "round $round: both sides say the same");
+}
+
+# Nothing is left in the pool's sessions that others get
+$master->safe_psql('postgres', "SELECT pg_sleep(0.2)");
+{
+	local $ENV{PGPASSWORD} = 'secret';
+	for (1 .. 4)
+	{
+		my $out = '';
+		IPC::Run::run([ 'psql', '-qXAt', '-d', "host=127.0.0.1 port=$port dbname=postgres user=clerk", '-c',
+			"SELECT concat_ws(' ', current_setting('search_path'), current_setting('statement_timeout'), current_setting('extra_float_digits'), current_setting('transaction_read_only'))" ],
+			'>' => \$out);
+		is($out, qq{"\$user", public 0 1 off\n}, 'a session of the pool has its own settings');
+	}
+}
+is($master->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE usename = 'clerk' AND state <> 'idle'"), '0', 'no transaction stays open');
+is($master->safe_psql('postgres', "SELECT count(*) FROM pg_prepared_statements"), '0', 'nothing prepared');
+
+# Restarted between two pulls: nobody notices.  Killed: the same.
+for my $signal ('INT', 'KILL')
+{
+	change();
+	stop_pooler($signal);
+	like(($sessions[0]->run($pull))[0], qr/^failed/, "$signal: it is gone");
+	start_pooler();
+	is(($sessions[$_]->run($pull))[0], 'ok', "$signal: it is back, session $_") for 0, 1;
+	is_same($master, $till, $catalogue, "$signal: both sides say the same");
+	stop_pooler($signal);
+	start_pooler();
+	change();
+	is(($sessions[$_]->run($pull))[0], 'ok', "$signal: restarted between pulls, session $_") for 0, 1;
+	is_same($master, $till, $catalogue, "$signal: both sides say the same");
+}
+
+# The master goes and comes behind it
+change();
+$master->restart('fast');
+my ($out) = $sessions[0]->run($pull);
+like($out, qr/^(ok|failed)$/, "the master restarted: $out");
+is(($sessions[0]->run($pull))[0], 'ok', 'and again') if $out ne 'ok';
+is_same($master, $till, $catalogue, 'both sides say the same');
+
+$_->quit for @sessions;
+stop_pooler('KILL');
+unlike(slurp_file($till->logfile), qr/leak|PANIC|TRAP|XX000/, 'nothing leaked');
+done_testing();
