@@ -147,6 +147,9 @@ CREATE TABLE @extschema@.synchronize_quarantine (
 	row_image jsonb,
 	run integer NOT NULL,
 	since timestamptz NOT NULL DEFAULT now(),
+	discarded_at timestamptz,
+	discarded_by name,
+	discarded_because text,
 	UNIQUE (model, remote_key)
 );
 
@@ -1635,3 +1638,16 @@ BEGIN
 	END LOOP;
 END $$;
 COMMENT ON FUNCTION @extschema@.possync_unqueue(text) IS 'stops queuing the changes of a model and its children; returns the tables';
+
+/* --- quarantine --- */
+CREATE FUNCTION @extschema@.possync_retry(id bigint) RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
+COMMENT ON FUNCTION @extschema@.possync_retry(bigint) IS 'lets the next run try an entry of synchronize_quarantine again';
+
+CREATE FUNCTION @extschema@.possync_resolve(id bigint, candidate text) RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
+COMMENT ON FUNCTION @extschema@.possync_resolve(bigint, text) IS 'says which of the candidates of an ambiguous entry of synchronize_quarantine is meant; remembered as a translation';
+
+CREATE FUNCTION @extschema@.possync_discard(id bigint, because text) RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
+COMMENT ON FUNCTION @extschema@.possync_discard(bigint, text) IS 'gives an entry of synchronize_quarantine up, for a reason that is kept with it';

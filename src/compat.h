@@ -8,6 +8,7 @@
 
 #include "access/genam.h"
 #include "access/table.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_foreign_server.h"
 #include "executor/executor.h"
 #include "nodes/parsenodes.h"
@@ -89,6 +90,17 @@ pos_compat_beginscan(Relation rel, Relation index, Snapshot snapshot,
 #else
 #define pos_noreturn pg_attribute_noreturn()
 #endif
+
+/* Whether a role owns a table */
+static inline bool
+pos_compat_owns_table(Oid relid, Oid role)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_ownercheck(RelationRelationId, relid, role);
+#else
+	return pg_class_ownercheck(relid, role);
+#endif
+}
 
 /* Whether a role holds a privilege on a foreign server */
 static inline AclResult

@@ -182,9 +182,13 @@ need_parents(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 					 errmsg("it refers to row %s of \"%s\", which waits in quarantine",
 							string, parent->name)));
 		if (add_key(run, parent->outgoing->keys, string))
-			parent->outgoing->needed =
-				lappend(parent->outgoing->needed,
-						MemoryContextStrdup(run->context, string));
+		{
+			MemoryContext old = MemoryContextSwitchTo(run->context);
+
+			parent->outgoing->needed = lappend(parent->outgoing->needed,
+											   pstrdup(string));
+			MemoryContextSwitchTo(old);
+		}
 	}
 }
 
@@ -508,14 +512,19 @@ pos_outgoing_confirm(PosRun *run, PosBatch *batch)
 
 /*
  * Puts a transaction into quarantine with the error that the remote, or our
- * own check, raised about it.
+ * own check, raised about it, in the name of the row at fault or else of the
+ * first one.
  */
 void
-pos_outgoing_hold(PosRun *run, Datum txid, ErrorData *error)
+pos_outgoing_hold(PosRun *run, Datum txid, ErrorData *error,
+				  PosCulprit *culprit)
 {
-	Oid			types[] = {XID8OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INT2ARRAYOID};
-	Datum		values[7];
-	char		nulls[8] = "       ";
+	Oid			types[] = {
+		XID8OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INT2ARRAYOID,
+		INT2OID, TEXTOID, TEXTARRAYOID
+	};
+	Datum		values[10];
+	char		nulls[11] = "          ";
 	const char *reason = "error";
 
 	if (error->sqlerrcode == ERRCODE_TRIGGERED_ACTION_EXCEPTION)
@@ -531,16 +540,31 @@ pos_outgoing_hold(PosRun *run, Datum txid, ErrorData *error)
 		values[4] = CStringGetTextDatum(error->detail);
 	values[5] = Int32GetDatum(run->id);
 	values[6] = pos_config_ids(run->tree->models);
+	memset(nulls + 7, 'n', 3);
+	if (culprit->model != 0)
+	{
+		int			n = list_length(culprit->candidates);
+		Datum	   *keys = palloc(Max(n, 1) * sizeof(Datum));
+
+		for (int i = 0; i < n; i++)
+			keys[i] = CStringGetTextDatum(list_nth(culprit->candidates, i));
+		values[7] = Int16GetDatum(culprit->model);
+		values[8] = CStringGetTextDatum(culprit->key);
+		values[9] = PointerGetDatum(construct_array(keys, n, TEXTOID, -1, false,
+													TYPALIGN_INT));
+		memset(nulls + 7, ' ', 3);
+	}
 	pos_store_execute("WITH entry AS (SELECT model, image,"
 					  " coalesce(local_key::text, local_key_text) AS key"
 					  " FROM @.synchronize_queue WHERE txid = $1"
 					  " AND model = ANY ($7) ORDER BY id LIMIT 1),"
 					  " q AS (INSERT INTO @.synchronize_quarantine"
 					  " (model, direction, local_key, txid, reason, message,"
-					  " sqlstate, detail, row_image, run)"
-					  " SELECT model, 'push', key, $1, $2, $3, $4, $5,"
-					  " image::jsonb, $6 FROM entry RETURNING id)"
+					  " sqlstate, detail, candidates, row_image, run)"
+					  " SELECT coalesce($8, model), 'push', coalesce($9, key),"
+					  " $1, $2, $3, $4, $5, $10, image::jsonb, $6"
+					  " FROM entry RETURNING id)"
 					  " INSERT INTO @.synchronize_held (txid, quarantine)"
 					  " SELECT $1, id FROM q",
-					  7, types, values, nulls);
+					  10, types, values, nulls);
 }

@@ -14,6 +14,7 @@
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "miscadmin.h"
+#include "queue.h"
 #include "run.h"
 #include "sql.h"
 #include "store.h"
@@ -55,7 +56,8 @@ pos_prove_has_code(Relation rel)
 		return true;
 	if (rel->trigdesc != NULL)
 		for (int i = 0; i < rel->trigdesc->numtriggers; i++)
-			if (!rel->trigdesc->triggers[i].tgisinternal)
+			if (!rel->trigdesc->triggers[i].tgisinternal &&
+				!pos_queue_is_capture(&rel->trigdesc->triggers[i]))
 				return true;
 	return false;
 }

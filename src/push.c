@@ -72,6 +72,7 @@ make_run(PosPush *push)
 	MemoryContextSwitchTo(push->context);
 	run = palloc0(sizeof(PosRun));
 	run->push = true;
+	run->whole = push;
 	run->id = push->history;
 	run->context = push->context;
 	run->row = AllocSetContextCreate(run->context, "possync row",
@@ -448,6 +449,25 @@ forget_unsure(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flag
 	return flags & ~POS_ROW_UNSURE;
 }
 
+/* Remembers the row for which a batch is about to fail, and its candidates. */
+static void
+accuse(PosRun *run, PosModel *model, Datum *values, PosStep *step, int first,
+	   int last)
+{
+	PosCulprit *culprit = &run->whole->culprit;
+	MemoryContext old = MemoryContextSwitchTo(run->whole->errors);
+
+	culprit->model = model->id;
+	culprit->key = pos_key_string(values[POS_STAGE_LOCAL], model->local_int);
+	culprit->candidates = NIL;
+	for (int i = first; i < last; i++)
+		culprit->candidates =
+			lappend(culprit->candidates,
+					pos_key_string(answered_key(model, &step->answers[i * model->nkey]),
+								   model->remote_int));
+	MemoryContextSwitchTo(old);
+}
+
 /* Links a row with what the remote has, if that is one row. */
 static int
 link_found(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
@@ -467,6 +487,8 @@ link_found(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 	if (found->answer == first)
 		return flags;
 	remote = answered_key(model, &step->answers[first * model->nkey]);
+	if (found->answer - first > 1)
+		accuse(run, model, values, step, first, found->answer);
 	if (found->answer - first > 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_CARDINALITY_VIOLATION),
@@ -561,7 +583,6 @@ assign_key(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 	keys->used++;
 	pos_translation_add(run, model, answered_key(model, texts),
 						values[POS_STAGE_LOCAL], true);
-	pos_translation_flush(run);
 	model->counts.created++;
 	return flags | POS_ROW_CREATED;
 }
@@ -717,6 +738,7 @@ try_batch(PosPush *push, int ntxids, Datum *txids, bool match_all)
 {
 	ErrorData  *volatile error = NULL;
 
+	push->culprit.model = 0;
 	PG_TRY();
 	{
 		push_batch(push, ntxids, txids, match_all);
@@ -743,7 +765,7 @@ hold(PosPush *push, Datum txid, ErrorData *error)
 	begin_transaction();
 	MemoryContextSwitchTo(run->context);
 	run->tree = pos_tree_load(push->root, true);
-	pos_outgoing_hold(run, txid, error);
+	pos_outgoing_hold(run, txid, error, &push->culprit);
 	pos_tree_close(run->tree);
 	commit_transaction();
 	push->counts.left_out++;

@@ -31,6 +31,14 @@ typedef struct PosOutgoing
 	PosKeySet  *held;			/* of rows in transactions that are held */
 } PosOutgoing;
 
+/* The row that a batch failed for, where it is known */
+typedef struct PosCulprit
+{
+	int16		model;			/* 0: not known */
+	char	   *key;
+	List	   *candidates;		/* of char *: remote keys to choose from */
+} PosCulprit;
+
 typedef struct PosBatch
 {
 	int32		id;				/* in synchronize_batch, and its translations' run */
@@ -47,7 +55,8 @@ extern Datum pos_outgoing_parent(PosReference *reference, Datum *values,
 extern void pos_outgoing_free(PosRun *run);
 extern void pos_outgoing_open(PosRun *run, PosBatch *batch, int32 history);
 extern void pos_outgoing_confirm(PosRun *run, PosBatch *batch);
-extern void pos_outgoing_hold(PosRun *run, Datum txid, ErrorData *error);
+extern void pos_outgoing_hold(PosRun *run, Datum txid, ErrorData *error,
+							  PosCulprit *culprit);
 
 /* A whole push, over all of its transactions */
 typedef struct PosPush
@@ -58,6 +67,7 @@ typedef struct PosPush
 	uint64		received;
 	MemoryContext context;		/* of the batch at hand */
 	MemoryContext errors;
+	PosCulprit	culprit;		/* of the last batch that failed */
 } PosPush;
 
 /* in push.c */

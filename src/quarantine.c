@@ -75,7 +75,8 @@ pos_quarantine_retry(PosRun *run)
 	n = pos_store_execute("SELECT model, remote_key,"
 						  " count(*) OVER (PARTITION BY model)"
 						  " FROM @.synchronize_quarantine"
-						  " WHERE model = ANY ($1) ORDER BY id",
+						  " WHERE model = ANY ($1) AND direction = 'pull'"
+						  " AND discarded_at IS NULL ORDER BY id",
 						  1, types, values, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
@@ -223,7 +224,9 @@ store_rejects(PosRun *run)
 					  " ON CONFLICT (model, remote_key) DO UPDATE SET"
 					  " reason = EXCLUDED.reason, message = EXCLUDED.message,"
 					  " candidates = EXCLUDED.candidates,"
-					  " row_image = EXCLUDED.row_image, run = EXCLUDED.run",
+					  " row_image = EXCLUDED.row_image, run = EXCLUDED.run,"
+					  " discarded_at = NULL, discarded_by = NULL,"
+					  " discarded_because = NULL",
 					  1, types, values, NULL);
 }
 

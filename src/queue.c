@@ -72,6 +72,14 @@ pos_queue_mute(bool mute)
 	return before;
 }
 
+/* Whether a trigger is our own: it touches none of the user's tables. */
+bool
+pos_queue_is_capture(Trigger *trigger)
+{
+	return strcmp(trigger->tgname, "possync_queue") == 0 &&
+		get_func_namespace(trigger->tgfoid) == pos_store_schema_oid();
+}
+
 /* Finds the key columns of a model in a table, which may be a partition. */
 static void
 find_key(Capture *capture, Relation rel)

@@ -5,7 +5,10 @@
 #ifndef POSSYNC_QUEUE_H
 #define POSSYNC_QUEUE_H
 
+#include "utils/reltrigger.h"
+
 /* in queue.c */
 extern bool pos_queue_mute(bool mute);
+extern bool pos_queue_is_capture(Trigger *trigger);
 
 #endif							/* POSSYNC_QUEUE_H */

@@ -11,6 +11,7 @@
 typedef struct PosRun
 {
 	int32		id;				/* in synchronize_history */
+	struct PosPush *whole;		/* the push that this is a batch of */
 	List	   *open;			/* of int: batches never confirmed, in a push */
 	bool		match_all;		/* a push looks even for rows that are new here */
 	bool		push;			/* the source is here, the target there */

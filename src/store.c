@@ -51,6 +51,13 @@ pos_store_schema(void)
 	return schema_sql;
 }
 
+/* Returns the extension's schema. */
+Oid
+pos_store_schema_oid(void)
+{
+	return schema_oid;
+}
+
 /* Returns the oid of one of possync's own tables or indexes. */
 Oid
 pos_store_relid(const char *table)

@@ -10,6 +10,7 @@
 /* in store.c */
 extern void pos_store_init(Oid function);
 extern const char *pos_store_schema(void);
+extern Oid	pos_store_schema_oid(void);
 extern Oid	pos_store_relid(const char *table);
 extern uint64 pos_store_execute(const char *sql, int nargs, Oid *types,
 								Datum *values, const char *nulls);

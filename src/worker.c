@@ -129,14 +129,18 @@ commit_transaction(void)
 	pgstat_report_stat(false);
 }
 
-/* Waits for its turn with the server; kept until the worker ends. */
+/*
+ * Waits for its turn with the server, which ends with the worker.  The lock is
+ * of the advisory kind, as others do not outlive an abort; its last field is
+ * not one that SQL functions use.
+ */
 static void
 take_turn(const char *server)
 {
 	LOCKTAG		tag;
 
-	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ForeignServerRelationId,
-					   GetForeignServerByName(server, false)->serverid, 1);
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, ForeignServerRelationId,
+						 GetForeignServerByName(server, false)->serverid, 3);
 	(void) LockAcquire(&tag, ExclusiveLock, true, false);
 }
 
