@@ -583,7 +583,6 @@ assign_key(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 	keys->used++;
 	pos_translation_add(run, model, answered_key(model, texts),
 						values[POS_STAGE_LOCAL], true);
-	model->counts.created++;
 	return flags | POS_ROW_CREATED;
 }
 

@@ -81,6 +81,20 @@ begin(FunctionCallInfo fcinfo)
 		elog(ERROR, "SPI_connect failed");
 }
 
+/*
+ * Lets the transactions go that wait because others do: the next push finds
+ * out whether they still have to.
+ */
+static void
+release_dependent(void)
+{
+	pos_store_execute("WITH gone AS (DELETE FROM @.synchronize_quarantine"
+					  " WHERE direction = 'push' AND reason = 'dependency'"
+					  " AND discarded_at IS NULL RETURNING id)"
+					  " DELETE FROM @.synchronize_held h USING gone g"
+					  " WHERE h.quarantine = g.id", 0, NULL, NULL, NULL);
+}
+
 /* Lets the transaction that waits for an entry go, and the entry with it. */
 static void
 release(Entry *entry)
@@ -88,6 +102,8 @@ release(Entry *entry)
 	Oid			types[] = {INT8OID};
 	Datum		values[] = {Int64GetDatum(entry->id)};
 
+	if (entry->push)
+		release_dependent();
 	pos_store_execute("DELETE FROM @.synchronize_held WHERE quarantine = $1",
 					  1, types, values, NULL);
 	pos_store_execute("DELETE FROM @.synchronize_quarantine WHERE id = $1",
@@ -220,6 +236,8 @@ possync_discard(PG_FUNCTION_ARGS)
 					  " WHERE e.id = $1)", 1, types, values, NULL);
 	pos_store_execute("DELETE FROM @.synchronize_held WHERE quarantine = $1",
 					  1, types, values, NULL);
+	if (entry.push)
+		release_dependent();
 	pos_store_execute("UPDATE @.synchronize_quarantine"
 					  " SET discarded_at = pg_catalog.now(),"
 					  " discarded_by = $2, discarded_because = $3"
