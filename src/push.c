@@ -664,12 +664,13 @@ count(PosPush *push, PosRun *run, Steps *steps)
 		PosCounts  *counts = &((PosModel *) lfirst(lc))->counts;
 
 		push->counts.read += counts->read;
-		push->counts.created += counts->created;
 		push->counts.matched += counts->matched;
 	}
 	for (int i = 0; i < steps->nsteps; i++)
 		if (steps->steps[i]->kind == POS_STEP_UPDATE)
 			push->counts.updated += steps->steps[i]->affected;
+		else if (steps->steps[i]->kind == POS_STEP_INSERT)
+			push->counts.created += steps->steps[i]->affected;
 	push->received += run->connection->ops->received(run->connection);
 }
 
