@@ -36,6 +36,10 @@ typedef enum PosFound
 	POS_PENDING
 } PosFound;
 
+/* What else pos_translation_find may know of the row */
+#define POS_KNOWN_MADE		0x01	/* it was made in this run */
+#define POS_KNOWN_MATCHED	0x02	/* it was here before, and was matched */
+
 /* in sync.c */
 extern void pos_sync_pull(PosRun *run);
 
@@ -54,7 +58,7 @@ extern void pos_translation_open(PosRun *run);
 extern void pos_translation_close(PosRun *run);
 extern void pos_translation_prepare(PosRun *run, PosModel *model);
 extern PosFound pos_translation_find(PosRun *run, PosModel *model, Datum remote,
-									 Datum *local, bool *made);
+									 Datum *local, uint8 *known);
 extern bool pos_translation_is_linked(PosRun *run, PosModel *model,
 									  Datum local);
 extern void pos_translation_add(PosRun *run, PosModel *model, Datum remote,

@@ -43,9 +43,8 @@ enum
 	COL_LOCAL_TEXT, NCOLS
 };
 
-/* What else is known of a translation in the hash table */
-#define KNOWN_CREATED	0x01	/* its row was made in this run */
-#define KNOWN_PENDING	0x02	/* its row would be made, were it not a dry
+/* Known of a translation in the hash table beside what run.h defines */
+#define KNOWN_PENDING	0x80	/* its row would be made, were it not a dry
 								 * run */
 
 typedef struct TranslationEntry
@@ -188,6 +187,22 @@ search(PosTranslations *t, Lookup *lookup, PosModel *model, Datum key)
 	return found;
 }
 
+/* Whether one of the indexes has anything of a model. */
+static bool
+has_any(PosTranslations *t, PosModel *model, Lookup *lookup)
+{
+	IndexScanDesc scan = pos_compat_beginscan(t->rel, lookup->index,
+											  SnapshotSelf, 1);
+	bool		found;
+
+	lookup->keys[0].sk_argument = Int16GetDatum(model->id);
+	index_rescan(scan, lookup->keys, 1, NULL, 0);
+	found = index_getnext_slot(scan, ForwardScanDirection, t->slot);
+	ExecClearTuple(t->slot);
+	index_endscan(scan);
+	return found;
+}
+
 /*
  * Makes ready for a model of the tree, once the forms of its keys are known,
  * and finds out whether it has any translation at all.
@@ -196,17 +211,17 @@ void
 pos_translation_prepare(PosRun *run, PosModel *model)
 {
 	PosTranslations *t = run->translations;
-	Lookup	   *lookup = model->remote_int ? &t->remote : &t->remote_text;
-	IndexScanDesc scan;
 
 	model->translations = translation_create(t->context, 64, model);
-	scan = pos_compat_beginscan(t->rel, lookup->index, SnapshotSelf, 1);
-	lookup->keys[0].sk_argument = Int16GetDatum(model->id);
-	index_rescan(scan, lookup->keys, 1, NULL, 0);
-	model->has_translations = index_getnext_slot(scan, ForwardScanDirection,
-												 t->slot);
-	ExecClearTuple(t->slot);
-	index_endscan(scan);
+	model->has_translations =
+		has_any(t, model, model->remote_int ? &t->remote : &t->remote_text);
+	if (has_any(t, model, model->remote_int ? &t->remote_text : &t->remote))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the key of remote table %s has changed its type since it was first synchronized",
+						model->remote),
+				 errhint("Remove the model with possync_remove_model('%s', forget => true) and add it again.",
+						 model->name)));
 }
 
 static Datum
@@ -240,21 +255,18 @@ remember(PosRun *run, PosModel *model, Datum remote, Datum local, uint8 flags)
 	return entry;
 }
 
-/*
- * Finds a translation in the hash table or in the table.  Returns false if
- * there is none; entry is NULL if it was found, but could not be remembered.
- */
+/* Finds a translation in the hash table or in the table. */
 static bool
-find(PosRun *run, PosModel *model, Datum remote, Datum *local,
-	 TranslationEntry **entry)
+find(PosRun *run, PosModel *model, Datum remote, Datum *local, uint8 *known)
 {
 	PosTranslations *t = run->translations;
+	TranslationEntry *entry = translation_lookup(model->translations, remote);
 	bool		isnull;
 
-	*entry = translation_lookup(model->translations, remote);
-	if (*entry != NULL)
+	if (entry != NULL)
 	{
-		*local = (*entry)->local;
+		*local = entry->local;
+		*known = entry->flags;
 		return true;
 	}
 	if (!model->has_translations ||
@@ -271,30 +283,26 @@ find(PosRun *run, PosModel *model, Datum remote, Datum *local,
 						model->name),
 				 errhint("Remove the model with possync_remove_model('%s', forget => true) and add it again.",
 						 model->name)));
-	*entry = remember(run, model, remote, *local, 0);
-	if (*entry != NULL)
-		*local = (*entry)->local;
+	*known = DatumGetChar(slot_getattr(t->slot, COL_DECISION + 1, &isnull)) == 'm' ?
+		POS_KNOWN_MATCHED : 0;
+	entry = remember(run, model, remote, *local, *known);
+	if (entry != NULL)
+		*local = entry->local;
 	return true;
 }
 
 /*
- * Finds the local key of a remote one, and whether its row is known to have
- * been made in this run.  local stays valid as long as the run, or until the
+ * Finds the local key of a remote one, and what is known of its row.  local stays valid as long as the run, or until the
  * next look-up if it is a text.
  */
 PosFound
 pos_translation_find(PosRun *run, PosModel *model, Datum remote, Datum *local,
-					 bool *made)
+					 uint8 *known)
 {
-	TranslationEntry *entry;
-
-	*made = false;
-	if (!find(run, model, remote, local, &entry))
+	*known = 0;
+	if (!find(run, model, remote, local, known))
 		return POS_MISSING;
-	if (entry == NULL)
-		return POS_FOUND;
-	*made = (entry->flags & KNOWN_CREATED) != 0;
-	return entry->flags & KNOWN_PENDING ? POS_PENDING : POS_FOUND;
+	return *known & KNOWN_PENDING ? POS_PENDING : POS_FOUND;
 }
 
 /* Whether a local row is linked with any remote one; after a flush. */
@@ -324,7 +332,8 @@ pos_translation_add(PosRun *run, PosModel *model, Datum remote, Datum local,
 		if (created)
 			local = model->local_int ? Int64GetDatum(t->pending++) :
 				CStringGetTextDatum("");
-		remember(run, model, remote, local, created ? KNOWN_PENDING : 0);
+		remember(run, model, remote, local,
+				 created ? KNOWN_PENDING : POS_KNOWN_MATCHED);
 		return;
 	}
 
@@ -348,7 +357,8 @@ pos_translation_add(PosRun *run, PosModel *model, Datum remote, Datum local,
 	}
 	if (pos_bulk_put(t->bulk, values, nulls))
 		pos_bulk_flush(t->bulk);
-	remember(run, model, remote, local, created ? KNOWN_CREATED : 0);
+	remember(run, model, remote, local,
+			 created ? POS_KNOWN_MADE : POS_KNOWN_MATCHED);
 	model->has_translations = true;
 }
 
