@@ -73,6 +73,7 @@ typedef struct PosField
 	int			wire;			/* its column in the read, or -1 */
 	Datum		fixed_value;
 	ExprState  *key_default;	/* a key column made here: its default */
+	void	   *domain;			/* what checking its domain needs */
 } PosField;
 
 /*
@@ -146,6 +147,7 @@ struct PosModel
 	TupleDesc	stage;
 	int			nwritten;
 	PosField  **written;		/* in order of their columns in a staged row */
+	List	   *domains;		/* those that are translated and have a domain */
 	struct translation_hash *translations;
 	bool		has_translations;
 	struct locked_hash *locked; /* rows that new rows refer to, see prove.c */
