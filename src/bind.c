@@ -195,7 +195,7 @@ receive_row(PosRun *run, PosModel *model, bool all_new, Datum *values,
 			bool *nulls, bool pending)
 {
 	Datum		local;
-	bool		made;
+	uint8		known;
 
 	if (all_new)
 	{
@@ -203,14 +203,17 @@ receive_row(PosRun *run, PosModel *model, bool all_new, Datum *values,
 		return;
 	}
 	switch (pos_translation_find(run, model, values[POS_STAGE_REMOTE], &local,
-								 &made))
+								 &known))
 	{
 		case POS_FOUND:
 			values[POS_STAGE_LOCAL] = local;
 			nulls[POS_STAGE_LOCAL] = false;
 			pos_key_to_columns(model, local, &values[POS_STAGE_FIRST]);
 			memset(&nulls[POS_STAGE_FIRST], false, model->nkey * sizeof(bool));
-			put_known(run, model, values, nulls);
+			if (known & POS_KNOWN_MATCHED && !model->update_matched)
+				model->counts.unchanged++;
+			else
+				put_known(run, model, values, nulls);
 			break;
 		case POS_MISSING:
 			/* what is recognised by a row that is only to be made is new */

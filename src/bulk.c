@@ -243,6 +243,7 @@ pos_bulk_put(PosBulk *bulk, Datum *values, bool *nulls)
 										  &slot->tts_isnull[bulk->defaults[i] - 1]);
 	}
 	ExecStoreVirtualTuple(slot);
+	slot->tts_tableOid = RelationGetRelid(bulk->rel);
 
 	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(bulk->estate));
 	if (bulk->rel->rd_att->constr != NULL)

@@ -30,7 +30,8 @@
 									 * moment */
 #define POS_CAP_CHANGED		0x02	/* can read only what changed since a
 									 * position */
-#define POS_CAP_WRITE		0x04	/* rows can be written, and keys made ahead */
+#define POS_CAP_WRITE		0x04	/* rows can be written, and keys made
+									 * ahead */
 
 /* In which form a column is delivered */
 typedef enum PosForm
@@ -88,11 +89,13 @@ typedef struct PosTable
 /* What one step of a write does */
 typedef enum PosStepKind
 {
-	POS_STEP_KEYS,				/* makes nrows keys: answers with their columns */
-	POS_STEP_MATCH,				/* answers with the keys of the rows that have the
-								 * same values in the columns; null equals null */
-	POS_STEP_INSERT,			/* inserts rows; those whose key is there already
-								 * are passed over */
+	POS_STEP_KEYS,				/* makes nrows keys: answers with their
+								 * columns */
+	POS_STEP_MATCH,				/* answers with the keys of the rows that have
+								 * the same values in the columns; null equals
+								 * null */
+	POS_STEP_INSERT,			/* inserts rows; those whose key is there
+								 * already are passed over */
 	POS_STEP_UPDATE,			/* sets columns of the rows with these keys */
 	POS_STEP_DELETE				/* deletes the rows with these keys */
 } PosStepKind;
@@ -106,8 +109,8 @@ typedef struct PosStep
 {
 	PosStepKind kind;
 	PosTable   *table;
-	int			ncolumns;		/* remote columns: KEYS those to be made, MATCH
-								 * those compared, else those set */
+	int			ncolumns;		/* remote columns: KEYS those to be made,
+								 * MATCH those compared, else those set */
 	const char **columns;
 	int			nrows;
 	const char *rows;
@@ -115,7 +118,8 @@ typedef struct PosStep
 	/* set by write */
 	int64		affected;		/* rows inserted, updated, deleted */
 	int			nanswers;
-	int		   *row;			/* MATCH: to which row an answer belongs, from 0 */
+	int		   *row;			/* MATCH: to which row an answer belongs, from
+								 * 0 */
 	char	  **answers;
 } PosStep;
 
@@ -191,8 +195,8 @@ typedef struct PosConnectionOps
 	/*
 	 * Carries out all steps in one remote transaction and one round trip, or
 	 * none of them.  An error leaves the session usable unless the connection
-	 * is lost; then the steps may have been carried out or not, and have to be
-	 * repeated.
+	 * is lost; then the steps may have been carried out or not, and have to
+	 * be repeated.
 	 */
 	void		(*write) (PosConnection *connection, PosStep **steps, int nsteps);
 

@@ -73,6 +73,7 @@ typedef struct PosField
 	int			wire;			/* its column in the read, or -1 */
 	Datum		fixed_value;
 	ExprState  *key_default;	/* a key column made here: its default */
+	void	   *domain;			/* what checking its domain needs */
 } PosField;
 
 /*
@@ -143,11 +144,13 @@ struct PosModel
 	PosTable	table;
 	bool		remote_int;		/* forms of the canonical keys */
 	bool		local_int;
-	bool		from_int;		/* the same by direction: source's and target's */
+	bool		from_int;		/* the same by direction: source's and
+								 * target's */
 	bool		to_int;
 	TupleDesc	stage;
 	int			nwritten;
 	PosField  **written;		/* in order of their columns in a staged row */
+	List	   *domains;		/* those that are translated and have a domain */
 	struct translation_hash *translations;
 	bool		has_translations;
 	struct locked_hash *locked; /* rows that new rows refer to, see prove.c */
@@ -159,7 +162,8 @@ struct PosModel
 	PosRowset  *creates;
 	PosRowset  *changed;		/* known rows that a dry run would write */
 	PosWriter  *writer;
-	struct PosOutgoing *outgoing;	/* rows of a batch to be pushed, see push.h */
+	struct PosOutgoing *outgoing;	/* rows of a batch to be pushed, see
+									 * push.h */
 	struct PosBulk *bulk;		/* the writer's, if new rows go that way */
 	PosCounts	counts;
 	double		milliseconds;

@@ -151,7 +151,7 @@ is_unsure(PosRun *run, PosModel *model, Datum key)
 		return false;
 	foreach(lc, run->open)
 		if (pos_translation_run(run, model, key) == lfirst_int(lc))
-			return true;
+		return true;
 	return false;
 }
 
@@ -168,11 +168,11 @@ need_parents(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 		bool		isnull;
 		Datum		key = pos_outgoing_parent(reference, values, nulls, &isnull);
 		Datum		remote;
-		bool		made;
+		uint8		known;
 		char	   *string;
 
 		if (isnull ||
-			(pos_translation_find(run, parent, key, &remote, &made) == POS_FOUND &&
+			(pos_translation_find(run, parent, key, &remote, &known) == POS_FOUND &&
 			 !is_unsure(run, parent, key)))
 			continue;
 		string = pos_key_string(key, parent->local_int);
@@ -389,9 +389,9 @@ load_held(PosRun *run)
 		HeapTuple	tuple = SPI_tuptable->vals[i];
 		bool		isnull;
 		PosModel   *model =
-			pos_config_find(run->tree->models,
-							DatumGetInt16(SPI_getbinval(tuple, SPI_tuptable->tupdesc,
-														1, &isnull)));
+		pos_config_find(run->tree->models,
+						DatumGetInt16(SPI_getbinval(tuple, SPI_tuptable->tupdesc,
+													1, &isnull)));
 
 		(void) add_key(run, model->outgoing->held,
 					   SPI_getvalue(tuple, SPI_tuptable->tupdesc, 2));
@@ -459,7 +459,7 @@ pos_outgoing_collect(PosRun *run, PosBatch *batch)
 	batch->models = NIL;
 	foreach(lc, run->tree->models)
 		if (pos_rowset_count(((PosModel *) lfirst(lc))->outgoing->rows) > 0)
-			batch->models = lappend(batch->models, lfirst(lc));
+		batch->models = lappend(batch->models, lfirst(lc));
 }
 
 /* Frees the rows gathered. */

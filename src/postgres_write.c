@@ -18,7 +18,7 @@
 #include "utils/memutils.h"
 
 static bool try_write(PosPgSession *session, PosStep **steps, int nsteps,
-					bool kept);
+					  bool kept);
 static void fail(PosPgSession *session);
 
 /* Appends the key comparison of t with r. */
@@ -252,7 +252,7 @@ try_write(PosPgSession *session, PosStep **steps, int nsteps, bool kept)
 	{
 		PosStep    *step = steps[i];
 		bool		asks = step->kind == POS_STEP_KEYS ||
-			step->kind == POS_STEP_MATCH;
+		step->kind == POS_STEP_MATCH;
 
 		session->command = statement(session, step);
 		expect(session, asks ? PGRES_TUPLES_OK : PGRES_COMMAND_OK);

@@ -158,11 +158,11 @@ parent_text(PosRun *run, PosReference *reference, PosField *field,
 	Datum		local = pos_outgoing_parent(reference, values, nulls, &isnull);
 	Datum		remote;
 	Datum		parts[INDEX_MAX_KEYS];
-	bool		made;
+	uint8		known;
 
 	if (isnull)
 		return NULL;
-	if (pos_translation_find(run, parent, local, &remote, &made) != POS_FOUND)
+	if (pos_translation_find(run, parent, local, &remote, &known) != POS_FOUND)
 		ereport(ERROR,
 				(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
 				 errmsg("\"%s\" refers to row %s of \"%s\", which is not at the remote",
@@ -188,7 +188,7 @@ field_text(PosRun *run, PosField *field, Datum *values, bool *nulls)
 	{
 		char	   *text = parent_text(run, field->supplier, field, values, nulls);
 
-		if (text != NULL || nulls[field->staged])
+		if (text !=NULL || nulls[field->staged])
 			return text;
 	}
 	if (nulls[field->staged])
@@ -305,19 +305,19 @@ add_rows(PosRun *run, PosModel *model, PosStepKind kind, Steps *steps)
 		int			flags = DatumGetInt64(values[POS_STAGE_OLD]);
 		bool		gone = (flags & POS_ROW_DELETED) != 0;
 		bool		insert = !gone && !(flags & POS_ROW_MATCHED) &&
-			(flags & (POS_ROW_NEW | POS_ROW_CREATED | POS_ROW_UNSURE));
+		(flags & (POS_ROW_NEW | POS_ROW_CREATED | POS_ROW_UNSURE));
 		bool		update = !gone && !(flags & POS_ROW_CREATED) &&
-			((flags & POS_ROW_UPDATED) ||
-			 ((flags & POS_ROW_MATCHED) && !(flags & POS_ROW_NEEDED) &&
-			  model->update_matched));
+		((flags & POS_ROW_UPDATED) ||
+		 ((flags & POS_ROW_MATCHED) && !(flags & POS_ROW_NEEDED) &&
+		  model->update_matched));
 		Datum		remote;
-		bool		made;
+		uint8		known;
 
 		if (!(kind == POS_STEP_INSERT ? insert :
 			  kind == POS_STEP_UPDATE ? update : gone))
 			continue;
 		if (pos_translation_find(run, model, values[POS_STAGE_LOCAL], &remote,
-								 &made) != POS_FOUND)
+								 &known) != POS_FOUND)
 			continue;			/* deleted before the remote ever had it */
 		if (step == NULL || is_full(steps, model))
 		{
@@ -374,11 +374,11 @@ static bool
 is_unknown(PosRun *run, PosModel *model, Datum *values, int flags)
 {
 	Datum		remote;
-	bool		made;
+	uint8		known;
 
 	return !(flags & (POS_ROW_DELETED | POS_ROW_CREATED)) &&
 		pos_translation_find(run, model, values[POS_STAGE_LOCAL], &remote,
-							 &made) == POS_MISSING;
+							 &known) == POS_MISSING;
 }
 
 /* Whether all that a row's match fields refer to is at the remote. */
@@ -391,13 +391,13 @@ can_match(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 		bool		isnull;
 		Datum		local;
 		Datum		remote;
-		bool		made;
+		uint8		known;
 
 		if (!field->match || field->supplier == NULL)
 			continue;
 		local = pos_outgoing_parent(field->supplier, values, nulls, &isnull);
 		if (!isnull && pos_translation_find(run, field->supplier->parent, local,
-											&remote, &made) != POS_FOUND)
+											&remote, &known) != POS_FOUND)
 			return false;
 	}
 	return true;
@@ -410,7 +410,10 @@ is_looked_for(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flag
 	if (model->on_unknown == POS_CREATE_ONLY)
 		return false;
 
-	/* a new row with a unique match field: the constraint tells, see push_some */
+	/*
+	 * a new row with a unique match field: the constraint tells, see
+	 * push_some
+	 */
 	if ((flags & POS_ROW_NEW) && !run->match_all &&
 		model->on_unknown == POS_MATCH_CREATE)
 		return false;

@@ -17,7 +17,8 @@
 #define POS_ROW_NEEDED		0x08	/* not queued: others refer to it */
 #define POS_ROW_CREATED		0x10	/* gets a new key at the remote now */
 #define POS_ROW_MATCHED		0x20	/* was recognised there now */
-#define POS_ROW_UNSURE		0x40	/* got its key in a batch that is still open */
+#define POS_ROW_UNSURE		0x40	/* got its key in a batch that is still
+									 * open */
 
 /* Keys of one model, as strings */
 typedef struct PosKeySet PosKeySet;
@@ -41,7 +42,8 @@ typedef struct PosCulprit
 
 typedef struct PosBatch
 {
-	int32		id;				/* in synchronize_batch, and its translations' run */
+	int32		id;				/* in synchronize_batch, and its translations'
+								 * run */
 	int			ntxids;
 	Datum	   *txids;			/* xid8 */
 	List	   *models;			/* of PosModel: those with rows, parents first */

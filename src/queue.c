@@ -253,7 +253,7 @@ enqueue(Capture *capture, char operation, TupleTableSlot *slot)
 	Datum		values[NCOLS];
 	bool		nulls[NCOLS] = {false};
 	bool		integer = capture->nkey == 1 &&
-		pos_key_is_integer(getBaseType(capture->keytypes[0]));
+	pos_key_is_integer(getBaseType(capture->keytypes[0]));
 	HeapTuple	tuple;
 
 	for (int i = 0; i < capture->nkey; i++)

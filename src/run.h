@@ -13,7 +13,8 @@ typedef struct PosRun
 	int32		id;				/* in synchronize_history */
 	struct PosPush *whole;		/* the push that this is a batch of */
 	List	   *open;			/* of int: batches never confirmed, in a push */
-	bool		match_all;		/* a push looks even for rows that are new here */
+	bool		match_all;		/* a push looks even for rows that are new
+								 * here */
 	bool		push;			/* the source is here, the target there */
 	bool		dry;			/* find out what would be done, and do nothing */
 	bool		anew;			/* read everything, whatever the positions say */
@@ -40,6 +41,10 @@ typedef enum PosFound
 	POS_PENDING
 } PosFound;
 
+/* What else pos_translation_find may know of the row */
+#define POS_KNOWN_MADE		0x01	/* it was made in this run */
+#define POS_KNOWN_MATCHED	0x02	/* it was here before, and was matched */
+
 /* in sync.c */
 extern void pos_sync_pull(PosRun *run);
 extern void pos_sync_report(PosRun *run, List *sentences);
@@ -59,7 +64,7 @@ extern void pos_translation_open(PosRun *run);
 extern void pos_translation_close(PosRun *run);
 extern void pos_translation_prepare(PosRun *run, PosModel *model);
 extern PosFound pos_translation_find(PosRun *run, PosModel *model, Datum remote,
-									 Datum *local, bool *made);
+									 Datum *local, uint8 *known);
 extern int32 pos_translation_run(PosRun *run, PosModel *model, Datum from);
 extern bool pos_translation_is_linked(PosRun *run, PosModel *model,
 									  Datum local);

@@ -80,6 +80,8 @@ write_field(PosModel *model, PosField *field)
 {
 	field->staged = POS_STAGE_FIRST + model->nwritten;
 	model->written[model->nwritten++] = field;
+	if (field->supplier != NULL && field->type != field->base)
+		model->domains = lappend(model->domains, field);
 }
 
 /*

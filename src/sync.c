@@ -124,8 +124,8 @@ prepare_models(PosRun *run)
 	ListCell   *lc;
 
 	pos_sync_report(run,
-					  run->connection->ops->describe(run->connection, tables,
-													 ntables));
+					run->connection->ops->describe(run->connection, tables,
+												   ntables));
 	pos_translation_open(run);
 	foreach(lc, run->tree->models)
 	{

@@ -144,9 +144,9 @@ translate_one(PosRun *run, PosReference *reference, Datum remote, Datum *values,
 			  bool *nulls, bool *pending)
 {
 	Datum		local;
-	bool		made;
+	uint8		known;
 
-	switch (pos_translation_find(run, reference->parent, remote, &local, &made))
+	switch (pos_translation_find(run, reference->parent, remote, &local, &known))
 	{
 		case POS_MISSING:
 			return false;
@@ -157,7 +157,7 @@ translate_one(PosRun *run, PosReference *reference, Datum remote, Datum *values,
 			return true;
 		case POS_FOUND:
 			set_reference(reference, local, values, nulls);
-			if (!made && reference->bit >= 0)
+			if (!(known & POS_KNOWN_MADE) && reference->bit >= 0)
 				values[POS_STAGE_OLD] = Int64GetDatum(DatumGetInt64(values[POS_STAGE_OLD]) |
 													  INT64CONST(1) << reference->bit);
 	}

@@ -43,9 +43,8 @@ enum
 	COL_LOCAL_TEXT, NCOLS
 };
 
-/* What else is known of a translation in the hash table */
-#define KNOWN_CREATED	0x01	/* its row was made in this run */
-#define KNOWN_PENDING	0x02	/* its row would be made, were it not a dry
+/* Known of a translation in the hash table beside what run.h defines */
+#define KNOWN_PENDING	0x80	/* its row would be made, were it not a dry
 								 * run */
 
 typedef struct TranslationEntry
@@ -199,6 +198,22 @@ lookup_of(PosRun *run, PosModel *model, bool remote)
 	return model->local_int ? &t->local : &t->local_text;
 }
 
+/* Whether one of the indexes has anything of a model. */
+static bool
+has_any(PosTranslations *t, PosModel *model, Lookup *lookup)
+{
+	IndexScanDesc scan = pos_compat_beginscan(t->rel, lookup->index,
+											  SnapshotSelf, 1);
+	bool		found;
+
+	lookup->keys[0].sk_argument = Int16GetDatum(model->id);
+	index_rescan(scan, lookup->keys, 1, NULL, 0);
+	found = index_getnext_slot(scan, ForwardScanDirection, t->slot);
+	ExecClearTuple(t->slot);
+	index_endscan(scan);
+	return found;
+}
+
 /*
  * Makes ready for a model of the tree, once the forms of its keys are known,
  * and finds out whether it has any translation at all.
@@ -207,20 +222,18 @@ void
 pos_translation_prepare(PosRun *run, PosModel *model)
 {
 	PosTranslations *t = run->translations;
-	Lookup	   *lookup;
-	IndexScanDesc scan;
 
 	model->from_int = run->push ? model->local_int : model->remote_int;
 	model->to_int = run->push ? model->remote_int : model->local_int;
-	lookup = lookup_of(run, model, !run->push);
 	model->translations = translation_create(t->context, 64, model);
-	scan = pos_compat_beginscan(t->rel, lookup->index, SnapshotSelf, 1);
-	lookup->keys[0].sk_argument = Int16GetDatum(model->id);
-	index_rescan(scan, lookup->keys, 1, NULL, 0);
-	model->has_translations = index_getnext_slot(scan, ForwardScanDirection,
-												 t->slot);
-	ExecClearTuple(t->slot);
-	index_endscan(scan);
+	model->has_translations = has_any(t, model, lookup_of(run, model, true));
+	if (has_any(t, model, model->remote_int ? &t->remote_text : &t->remote))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the key of remote table %s has changed its type since it was first synchronized",
+						model->remote),
+				 errhint("Remove the model with possync_remove_model('%s', forget => true) and add it again.",
+						 model->name)));
 }
 
 static Datum
@@ -254,22 +267,19 @@ remember(PosRun *run, PosModel *model, Datum from, Datum to, uint8 flags)
 	return entry;
 }
 
-/*
- * Finds a translation in the hash table or in the table.  Returns false if
- * there is none; entry is NULL if it was found, but could not be remembered.
- */
+/* Finds a translation in the hash table or in the table. */
 static bool
-find(PosRun *run, PosModel *model, Datum from, Datum *to,
-	 TranslationEntry **entry)
+find(PosRun *run, PosModel *model, Datum from, Datum *to, uint8 *known)
 {
 	PosTranslations *t = run->translations;
+	TranslationEntry *entry = translation_lookup(model->translations, from);
 	int			column;
 	bool		isnull;
 
-	*entry = translation_lookup(model->translations, from);
-	if (*entry != NULL)
+	if (entry != NULL)
 	{
-		*to = (*entry)->to;
+		*to = entry->to;
+		*known = entry->flags;
 		return true;
 	}
 	if (!model->has_translations ||
@@ -287,33 +297,30 @@ find(PosRun *run, PosModel *model, Datum from, Datum *to,
 						model->name),
 				 errhint("Remove the model with possync_remove_model('%s', forget => true) and add it again.",
 						 model->name)));
-	*entry = remember(run, model, from, *to, 0);
-	if (*entry != NULL)
-		*to = (*entry)->to;
+	*known = DatumGetChar(slot_getattr(t->slot, COL_DECISION + 1, &isnull)) == 'm' ?
+		POS_KNOWN_MATCHED : 0;
+	entry = remember(run, model, from, *to, *known);
+	if (entry != NULL)
+		*to = entry->to;
 	return true;
 }
 
 /*
- * Finds the target's key of a source's key, and whether its row is known to
- * have been made in this run.  The key found stays valid as long as the run, or
- * until the next look-up if it is a text.
+ * Finds the target's key of a source's key, and what is known of its row.  The
+ * key found stays valid as long as the run, or until the next look-up if it is
+ * a text.
  */
 PosFound
 pos_translation_find(PosRun *run, PosModel *model, Datum from, Datum *to,
-					 bool *made)
+					 uint8 *known)
 {
-	TranslationEntry *entry;
-
-	*made = false;
-	if (!find(run, model, from, to, &entry))
+	*known = 0;
+	if (!find(run, model, from, to, known))
 		return POS_MISSING;
-	if (entry == NULL)
-		return POS_FOUND;
-	*made = (entry->flags & KNOWN_CREATED) != 0;
-	return entry->flags & KNOWN_PENDING ? POS_PENDING : POS_FOUND;
+	return *known & KNOWN_PENDING ? POS_PENDING : POS_FOUND;
 }
 
-/* Returns the run in which a row was linked; 0 if it is not. */
+/* Returns the run in which a row of the source was linked; 0 if it is not. */
 int32
 pos_translation_run(PosRun *run, PosModel *model, Datum from)
 {
@@ -353,7 +360,8 @@ pos_translation_add(PosRun *run, PosModel *model, Datum remote, Datum local,
 			local = model->local_int ? Int64GetDatum(t->pending++) :
 				CStringGetTextDatum("");
 		remember(run, model, run->push ? local : remote,
-				 run->push ? remote : local, created ? KNOWN_PENDING : 0);
+				 run->push ? remote : local,
+				 created ? KNOWN_PENDING : POS_KNOWN_MATCHED);
 		return;
 	}
 
@@ -378,7 +386,8 @@ pos_translation_add(PosRun *run, PosModel *model, Datum remote, Datum local,
 	if (pos_bulk_put(t->bulk, values, nulls))
 		pos_bulk_flush(t->bulk);
 	remember(run, model, run->push ? local : remote,
-			 run->push ? remote : local, created ? KNOWN_CREATED : 0);
+			 run->push ? remote : local,
+			 created ? POS_KNOWN_MADE : POS_KNOWN_MATCHED);
 	model->has_translations = true;
 }
 

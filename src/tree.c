@@ -414,7 +414,7 @@ pos_tree_load(const char *name, bool all)
 	visit_children(&walk, tree->root);
 	foreach(lc, models)
 		if (all && ((PosModel *) lfirst(lc))->index == 0)
-			visit(&walk, lfirst(lc));
+		visit(&walk, lfirst(lc));
 	mark_inner_references(tree);
 	pos_config_positions(tree->models);
 	return tree;

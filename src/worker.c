@@ -247,7 +247,7 @@ void
 possync_worker_main(Datum argument)
 {
 	Order		order;
-	PosPush	   *push;
+	PosPush    *push;
 	char	   *server;
 	ErrorData  *volatile error = NULL;
 

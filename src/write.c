@@ -183,12 +183,31 @@ run_inserts(PosRun *run, List *models)
 	}
 }
 
+/*
+ * Checks translated values against their domains; all others have been through
+ * an input function or a cast.
+ */
+static void
+check_domains(PosRun *run, PosModel *model, Datum *values, bool *nulls)
+{
+	ListCell   *lc;
+
+	foreach(lc, model->domains)
+	{
+		PosField   *field = lfirst(lc);
+
+		domain_check(values[field->staged], nulls[field->staged], field->type,
+					 &field->domain, run->context);
+	}
+}
+
 /* Takes a row to be inserted. */
 static void
 insert(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 {
 	PosWriter  *writer = open_writer(run, model);
 
+	check_domains(run, model, values, nulls);
 	if (writer->bulk != NULL)
 	{
 		if (model->component->inner && !model->component->held)
@@ -246,6 +265,7 @@ update(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 {
 	PosWriter  *writer = open_writer(run, model);
 
+	check_domains(run, model, values, nulls);
 	pos_rowset_put(writer->updates, values, nulls);
 	if (pos_rowset_count(writer->updates) >= STATEMENT_ROWS &&
 		!model->component->inner)
