@@ -198,8 +198,13 @@ COMMENT ON TABLE @extschema@.synchronize_held IS 'queued transactions that could
 COMMENT ON COLUMN @extschema@.synchronize_held.quarantine IS 'the entry of synchronize_quarantine that tells why';
 
 GRANT SELECT ON @extschema@.synchronize_model, @extschema@.synchronize_field,
-	@extschema@.synchronize_child, @extschema@.synchronize_position,
-	@extschema@.synchronize_history TO PUBLIC;
+	@extschema@.synchronize_child, @extschema@.synchronize_position TO PUBLIC;
+
+-- not the errors, which may quote rows
+GRANT SELECT (id, model, server, direction, status, started_at, finished_at,
+			  rows_read, rows_created, rows_matched, rows_updated, rows_unchanged,
+			  rows_left_out, bytes_received, position, models, sqlstate)
+	ON @extschema@.synchronize_history TO PUBLIC;
 
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_model', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_model_id_seq', '');

@@ -38,6 +38,15 @@ get_int16(uint64 i, int col)
 									   SPI_tuptable->tupdesc, col, &isnull));
 }
 
+static int32
+get_int32(uint64 i, int col)
+{
+	bool		isnull;
+
+	return DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i],
+									   SPI_tuptable->tupdesc, col, &isnull));
+}
+
 /* Returns column col of result row i, a text[], as C strings. */
 static char **
 get_strings(uint64 i, int col, int *count)
@@ -165,7 +174,7 @@ pos_config_fields(List *models)
 	uint64		n;
 
 	n = pos_store_execute("SELECT model, name::text, remote, copy, match, fixed,"
-						  " count(*) OVER (PARTITION BY model)::int2"
+						  " count(*) OVER (PARTITION BY model)::int4"
 						  " FROM @.synchronize_field WHERE model = ANY ($1)"
 						  " ORDER BY model, name",
 						  1, types, values, NULL);
@@ -175,7 +184,7 @@ pos_config_fields(List *models)
 		PosField   *field;
 
 		if (model->fields == NULL)
-			model->fields = palloc0(get_int16(i, 7) * sizeof(PosField));
+			model->fields = palloc0(get_int32(i, 7) * sizeof(PosField));
 		field = &model->fields[model->nfields++];
 		field->name = get_string(i, 2);
 		field->remote = get_string(i, 3);

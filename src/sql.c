@@ -22,6 +22,7 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/plancache.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
 #include "utils/typcache.h"
@@ -157,6 +158,41 @@ void
 pos_sql_planned(int nestlevel)
 {
 	AtEOXact_GUC(true, nestlevel);
+}
+
+/*
+ * Runs a statement that joins some rows with a table, as pos_sql_plan_join
+ * wants it planned.  Settings are those of the caller again when it runs, for
+ * triggers see them.
+ */
+uint64
+pos_sql_execute_join(const char *sql, Relation rel, Bitmapset *columns,
+					 int64 rows)
+{
+	MemoryContext context = CurrentMemoryContext;
+	SPIPlanPtr	plan = SPI_prepare(sql, 0, NULL);
+	int			nestlevel = pos_sql_plan_join(rel, columns, rows);
+	CachedPlan *planned;
+	uint64		processed;
+	int			rc;
+
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s",
+			 SPI_result_code_string(SPI_result));
+
+	/* without parameters this is the plan that execution will use */
+	planned = SPI_plan_get_cached_plan(plan);
+	if (planned != NULL)
+		ReleaseCachedPlan(planned, NULL);
+	pos_sql_planned(nestlevel);
+
+	rc = SPI_execute_plan(plan, NULL, NULL, false, 0);
+	if (rc < 0)
+		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(rc));
+	processed = SPI_processed;
+	SPI_freeplan(plan);
+	MemoryContextSwitchTo(context);
+	return processed;
 }
 
 /* Opens the rows of a query, to be read by pos_sql_next. */

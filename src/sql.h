@@ -25,6 +25,8 @@ extern void pos_sql_append_key_join(StringInfo sql, PosModel *model);
 extern Bitmapset *pos_sql_key_columns(PosModel *model);
 extern uint64 pos_sql_execute(const char *sql, int nargs, Oid *types,
 							  Datum *values);
+extern uint64 pos_sql_execute_join(const char *sql, Relation rel,
+								   Bitmapset *columns, int64 rows);
 extern int	pos_sql_plan_join(Relation rel, Bitmapset *columns, int64 rows);
 extern void pos_sql_planned(int nestlevel);
 extern PosCursor *pos_sql_open(const char *sql);

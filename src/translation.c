@@ -11,7 +11,8 @@
  *
  * The scans see rows as they are now (SnapshotSelf), our own of the current
  * command included.  Nobody else changes the translations of a model during a
- * run, which holds the model's lock.
+ * run, which holds the model's lock; a repeatable read transaction that began
+ * before somebody did has to be repeated.
  *
  * A dry run writes nothing.  It keeps the rows it would have created in the
  * hash tables only, without the limit.
@@ -20,8 +21,10 @@
 
 #include "access/genam.h"
 #include "access/relscan.h"
+#include "access/sysattr.h"
 #include "access/table.h"
 #include "access/tableam.h"
+#include "access/xact.h"
 #include "bulk.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
@@ -168,6 +171,29 @@ pos_translation_close(PosRun *run)
 }
 
 /*
+ * In a transaction that sees all at one moment, refuses what another one linked
+ * since: the statements of this run would not see its row.
+ */
+static void
+check_visible(TupleTableSlot *slot)
+{
+	bool		isnull;
+	TransactionId xmin;
+
+	if (!IsolationUsesXactSnapshot())
+		return;
+	xmin = DatumGetTransactionId(slot_getsysattr(slot,
+												 MinTransactionIdAttributeNumber,
+												 &isnull));
+	if (!TransactionIdIsCurrentTransactionId(xmin) &&
+		XidInMVCCSnapshot(xmin, GetTransactionSnapshot()))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access due to a concurrent synchronization"),
+				 errhint("The transaction might succeed if retried.")));
+}
+
+/*
  * Finds one key; the row found stands in the slot.
  *
  * Callers work row by row, but what a scan allocates on its way, as for the
@@ -184,6 +210,8 @@ search(PosTranslations *t, Lookup *lookup, PosModel *model, Datum key)
 	index_rescan(lookup->scan, lookup->keys, 2, NULL, 0);
 	found = index_getnext_slot(lookup->scan, ForwardScanDirection, t->slot);
 	MemoryContextSwitchTo(old);
+	if (found)
+		check_visible(t->slot);
 	return found;
 }
 

@@ -136,12 +136,8 @@ aside_statement(PosModel *model)
 static int64
 execute(PosModel *model, int64 n, const char *statement)
 {
-	int			nestlevel = pos_sql_plan_join(model->rel,
-											  pos_sql_key_columns(model), n);
-	int64		done = pos_sql_execute(statement, 0, NULL, NULL);
-
-	pos_sql_planned(nestlevel);
-	return done;
+	return pos_sql_execute_join(statement, model->rel,
+								pos_sql_key_columns(model), n);
 }
 
 /*

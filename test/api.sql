@@ -4,7 +4,7 @@
 \set QUIET on
 SET client_min_messages = error;
 
-SELECT plan(26);
+SELECT plan(27);
 
 CREATE SCHEMA somewhere;
 CREATE EXTENSION possync SCHEMA somewhere;
@@ -92,10 +92,14 @@ SELECT bag_eq(
 		('possync_reference', '{SELECT}'),
 		('synchronize_child', '{SELECT,INSERT,UPDATE,DELETE}'),
 		('synchronize_field', '{SELECT,INSERT,UPDATE,DELETE}'),
-		('synchronize_history', '{SELECT}'),
 		('synchronize_model', '{SELECT,INSERT,UPDATE,DELETE}'),
 		('synchronize_position', '{SELECT,DELETE}')) v (t, ps), unnest(ps) p$$,
 	'what PUBLIC may do: nothing with keys and rows left out');
+SELECT set_eq(
+	$$SELECT attname::text FROM pg_attribute WHERE attrelid = 'somewhere.synchronize_history'::regclass
+	  AND attnum > 0 AND NOT has_column_privilege('api_nobody', attrelid, attnum, 'SELECT')$$,
+	'{error,error_detail,error_hint,error_context}'::text[],
+	'of a run PUBLIC sees all but the error, which may quote rows');
 SELECT bag_eq(
 	$$SELECT t.tgrelid::regclass::text, t.tgtype FROM pg_trigger t JOIN relations r ON r.oid = t.tgrelid
 	  WHERE t.tgname = 'synchronize_authorize' AND t.tgenabled = 'O'$$,

@@ -121,6 +121,8 @@ for my $mode ('ISOLATION LEVEL REPEATABLE READ', 'ISOLATION LEVEL SERIALIZABLE')
 	($out, $err) = $one->run("$pull;\n$prices");
 	$one->run('COMMIT');
 	like($out, qr/^(failed|ok)\n(failed|ok)$/, "$mode: refused or nothing to do") or diag $err;
+	like($err, qr/^(.*could not serialize access .*)?$/s, "$mode: refused for what it is");
+	unlike($err, qr/duplicate key/, "$mode: not for its consequences");
 	is($till->safe_psql('postgres', "SELECT count(*) FROM product WHERE sku = 'NEW$step'"), '1', "$mode: one new product");
 	is(($two->run("$pull;\n$prices"))[0], "ok\nok", "$mode: and on it goes");
 	same("$mode, two sessions");

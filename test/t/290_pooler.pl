@@ -137,7 +137,7 @@ for my $signal ('INT', 'KILL')
 
 # The master goes and comes behind it
 change();
-$master->restart('fast');
+$master->restart;
 my ($out) = $sessions[0]->run($pull);
 like($out, qr/^(ok|failed)$/, "the master restarted: $out");
 is(($sessions[0]->run($pull))[0], 'ok', 'and again') if $out ne 'ok';
