@@ -23,6 +23,8 @@ CREATE TABLE @extschema@.synchronize_model (
 		CHECK (on_unknown IN ('match_create', 'match', 'create', 'ignore')),
 	on_match text NOT NULL DEFAULT 'update'
 		CHECK (on_match IN ('update', 'keep')),
+	on_conflict text NOT NULL DEFAULT 'local_wins'
+		CHECK (on_conflict IN ('local_wins', 'remote_wins', 'newest', 'ask')),
 	change_columns text[] CHECK (cardinality(change_columns) > 0),
 	reason text,
 	UNIQUE (relation, server)
@@ -34,6 +36,7 @@ COMMENT ON COLUMN @extschema@.synchronize_model.key_columns IS 'local columns th
 COMMENT ON COLUMN @extschema@.synchronize_model.on_unknown IS 'what may happen to a row whose counterpart is not known: match_create, match, create or ignore';
 COMMENT ON COLUMN @extschema@.synchronize_model.on_match IS 'what happens to a row found by its match fields: update it from the source, or keep it as it is';
 COMMENT ON COLUMN @extschema@.synchronize_model.change_columns IS 'remote columns that tell when a row was changed; null: every row is read and compared';
+COMMENT ON COLUMN @extschema@.synchronize_model.on_conflict IS 'who wins where a pull brings a row with changes that have not been pushed yet: local_wins, remote_wins, newest or ask';
 COMMENT ON COLUMN @extschema@.synchronize_model.reason IS 'why it was proposed like this';
 
 -- A column of a model.
@@ -139,7 +142,7 @@ CREATE TABLE @extschema@.synchronize_quarantine (
 	remote_key text,
 	local_key text,
 	txid xid8,
-	reason text NOT NULL CHECK (reason IN ('ambiguous', 'linked', 'unmatched', 'missing', 'dependency', 'suppressed', 'error')),
+	reason text NOT NULL CHECK (reason IN ('ambiguous', 'linked', 'unmatched', 'missing', 'dependency', 'suppressed', 'conflict', 'error')),
 	message text NOT NULL,
 	sqlstate text,
 	detail text,
@@ -167,12 +170,14 @@ CREATE TABLE @extschema@.synchronize_queue (
 	local_key_text text,
 	image json NOT NULL,
 	queued_at timestamptz NOT NULL,
+	before json,
 	PRIMARY KEY (txid, id)
 );
 
 COMMENT ON TABLE @extschema@.synchronize_queue IS 'committed changes waiting to be pushed';
 COMMENT ON COLUMN @extschema@.synchronize_queue.txid IS 'the transaction that made the change; only tells which entries belong together';
 COMMENT ON COLUMN @extschema@.synchronize_queue.operation IS 'i insert, u update, d delete';
+COMMENT ON COLUMN @extschema@.synchronize_queue.before IS 'the row before an update';
 COMMENT ON COLUMN @extschema@.synchronize_queue.image IS 'the row, old one of a delete: columns by name, values in text form';
 
 -- Batches on their way: keys that were reserved for their rows are not sure to
@@ -1216,6 +1221,7 @@ COMMENT ON FUNCTION @extschema@._possync_does(smallint, name) IS 'internal: what
  * remote			the remote table
  * on_unknown		match_create, match, create or ignore
  * on_match			update or keep
+ * on_conflict		local_wins, remote_wins, newest or ask
  * change_columns	remote columns; an empty array: every row is read
  *
  * A change of what is read or of how rows are recognised makes the next pull
@@ -1225,7 +1231,8 @@ COMMENT ON FUNCTION @extschema@._possync_does(smallint, name) IS 'internal: what
  */
 CREATE FUNCTION @extschema@.possync_set_model(model text, name text DEFAULT NULL, remote text DEFAULT NULL,
 											  on_unknown text DEFAULT NULL, on_match text DEFAULT NULL,
-											  change_columns text[] DEFAULT NULL)
+											  change_columns text[] DEFAULT NULL,
+											  on_conflict text DEFAULT NULL)
 RETURNS text LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -1260,6 +1267,15 @@ BEGIN
 			MESSAGE = format('invalid value for on_match: "%s"', $5),
 			HINT = 'Allowed are update and keep.';
 	END IF;
+	IF $7 NOT IN ('local_wins', 'remote_wins', 'newest', 'ask') THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = format('invalid value for on_conflict: "%s"', $7),
+			HINT = 'Allowed are local_wins, remote_wins, newest and ask.';
+	ELSIF $7 = 'newest' AND coalesce($6, old.change_columns, '{}') = '{}' THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = format('model "%s" has no change columns, which would tell the newest row', old.name),
+			HINT = format('Choose some first: possync_set_model(%L, change_columns => ...).', old.name);
+	END IF;
 	IF array_position($6, NULL) IS NOT NULL OR '' = ANY ($6) THEN
 		RAISE invalid_parameter_value USING
 			MESSAGE = 'change columns must not be null or empty',
@@ -1271,6 +1287,7 @@ BEGIN
 		remote = coalesce($3, m.remote),
 		on_unknown = coalesce($4, m.on_unknown),
 		on_match = coalesce($5, m.on_match),
+		on_conflict = coalesce($7, m.on_conflict),
 		change_columns = CASE WHEN $6 IS NULL THEN m.change_columns ELSE nullif($6, '{}') END,
 		reason = CASE WHEN $6 IS NULL THEN m.reason
 					  ELSE format('%s; %s', split_part(m.reason, '; ', 1),
@@ -1285,7 +1302,7 @@ BEGIN
 	END IF;
 	RETURN format('%s: %s', new.name, @extschema@._possync_does(new.id));
 END $$;
-COMMENT ON FUNCTION @extschema@.possync_set_model(text, text, text, text, text, text[]) IS 'changes a model; null leaves a property as it is';
+COMMENT ON FUNCTION @extschema@.possync_set_model(text, text, text, text, text, text[], text) IS 'changes a model; null leaves a property as it is';
 
 /*
  * _possync_check_match

@@ -80,6 +80,18 @@ parse_on_unknown(const char *value)
 	return POS_MATCH_CREATE;
 }
 
+static PosConflict
+parse_on_conflict(const char *value)
+{
+	if (strcmp(value, "remote_wins") == 0)
+		return POS_REMOTE_WINS;
+	if (strcmp(value, "newest") == 0)
+		return POS_NEWEST;
+	if (strcmp(value, "ask") == 0)
+		return POS_ASK;
+	return POS_LOCAL_WINS;
+}
+
 /* Returns the model with this number, or NULL. */
 PosModel *
 pos_config_find(List *models, int16 id)
@@ -123,7 +135,8 @@ pos_config_models(const char *name, char **server)
 
 	if (pos_store_execute("SELECT m.id, m.name, m.relation::oid, m.remote,"
 						  " m.key_columns::text[], m.on_unknown,"
-						  " m.on_match = 'update', m.change_columns, m.server"
+						  " m.on_match = 'update', m.change_columns, m.server,"
+						  " m.on_conflict"
 						  " FROM @.synchronize_model r"
 						  " JOIN @.synchronize_model m ON m.server = r.server"
 						  " WHERE r.name = $1"
@@ -159,6 +172,7 @@ pos_config_models(const char *name, char **server)
 		model->on_unknown = parse_on_unknown(get_string(i, 6));
 		model->update_matched = get_bool(i, 7);
 		model->change = get_strings(i, 8, &model->nchange);
+		model->on_conflict = parse_on_conflict(get_string(i, 10));
 		models = lappend(models, model);
 	}
 	SPI_freetuptable(SPI_tuptable);

@@ -45,6 +45,15 @@ typedef enum PosUnknown
 	POS_IGNORE
 } PosUnknown;
 
+/* Who wins where both sides changed a row, see conflict.c */
+typedef enum PosConflict
+{
+	POS_LOCAL_WINS,
+	POS_REMOTE_WINS,
+	POS_NEWEST,
+	POS_ASK
+} PosConflict;
+
 typedef struct PosModel PosModel;
 typedef struct PosComponent PosComponent;
 typedef struct PosRowset PosRowset;
@@ -115,6 +124,7 @@ struct PosModel
 	char	   *remote;
 	PosUnknown	on_unknown;
 	bool		update_matched;
+	PosConflict on_conflict;
 	int			nchange;
 	char	  **change;
 	char	   *position;		/* NULL: never read */
@@ -159,6 +169,7 @@ struct PosModel
 	int			maxto_lock;
 	PosRowset  *known;			/* staged rows by what is known of them */
 	PosRowset  *unknown;
+	PosRowset  *pending;		/* queued changes, see conflict.c */
 	PosRowset  *creates;
 	PosRowset  *changed;		/* known rows that a dry run would write */
 	PosWriter  *writer;

@@ -97,8 +97,8 @@ pos_quarantine_retry(PosRun *run)
 }
 
 /* Returns what the source says of a row, as the text of a JSON object. */
-static char *
-row_image(PosModel *model, Datum *values, bool *nulls)
+char *
+pos_quarantine_image(PosModel *model, Datum *values, bool *nulls)
 {
 	StringInfoData buf;
 
@@ -169,7 +169,7 @@ pos_quarantine_reject(PosRun *run, PosModel *model, Datum remote,
 {
 	model->counts.left_out++;
 	put_reject(run, model, remote, reason, message, candidates,
-			   row_image(model, values, nulls));
+			   pos_quarantine_image(model, values, nulls));
 }
 
 /*

@@ -38,7 +38,7 @@
 enum
 {
 	COL_TXID, COL_ID, COL_MODEL, COL_OPERATION, COL_KEY, COL_KEY_TEXT,
-	COL_IMAGE, COL_QUEUED_AT, NCOLS
+	COL_IMAGE, COL_QUEUED_AT, COL_BEFORE, NCOLS
 };
 
 /* What the trigger keeps for one statement */
@@ -78,6 +78,17 @@ pos_queue_is_capture(Trigger *trigger)
 {
 	return strcmp(trigger->tgname, "possync_queue") == 0 &&
 		get_func_namespace(trigger->tgfoid) == pos_store_schema_oid();
+}
+
+/* Whether changes of a table are queued. */
+bool
+pos_queue_is_captured(Relation rel)
+{
+	if (rel->trigdesc != NULL)
+		for (int i = 0; i < rel->trigdesc->numtriggers; i++)
+			if (pos_queue_is_capture(&rel->trigdesc->triggers[i]))
+				return true;
+	return false;
 }
 
 /* Finds the key columns of a model in a table, which may be a partition. */
@@ -244,9 +255,10 @@ row_image(Capture *capture, TupleTableSlot *slot)
 	return PointerGetDatum(cstring_to_text_with_len(buf.data, buf.len));
 }
 
-/* Queues one row. */
+/* Queues one row; before is what an update changed, or NULL. */
 static void
-enqueue(Capture *capture, char operation, TupleTableSlot *slot)
+enqueue(Capture *capture, char operation, TupleTableSlot *slot,
+		TupleTableSlot *before)
 {
 	Relation	queue = table_open(capture->queue, RowExclusiveLock);
 	Datum		keys[INDEX_MAX_KEYS];
@@ -276,6 +288,9 @@ enqueue(Capture *capture, char operation, TupleTableSlot *slot)
 	nulls[COL_KEY] = !integer;
 	nulls[COL_KEY_TEXT] = integer;
 	values[COL_IMAGE] = row_image(capture, slot);
+	nulls[COL_BEFORE] = before == NULL;
+	if (before != NULL)
+		values[COL_BEFORE] = row_image(capture, before);
 	values[COL_QUEUED_AT] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 
 	tuple = heap_form_tuple(RelationGetDescr(queue), values, nulls);
@@ -329,15 +344,15 @@ possync_capture(PG_FUNCTION_ARGS)
 		nestlevel = make_canonical();
 
 	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
-		enqueue(capture, 'i', trigger->tg_trigslot);
+		enqueue(capture, 'i', trigger->tg_trigslot, NULL);
 	else if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
-		enqueue(capture, 'd', trigger->tg_trigslot);
+		enqueue(capture, 'd', trigger->tg_trigslot, NULL);
 	else if (!key_changed(capture, trigger->tg_trigslot, trigger->tg_newslot))
-		enqueue(capture, 'u', trigger->tg_newslot);
+		enqueue(capture, 'u', trigger->tg_newslot, trigger->tg_trigslot);
 	else
 	{
-		enqueue(capture, 'd', trigger->tg_trigslot);
-		enqueue(capture, 'i', trigger->tg_newslot);
+		enqueue(capture, 'd', trigger->tg_trigslot, NULL);
+		enqueue(capture, 'i', trigger->tg_newslot, NULL);
 	}
 
 	if (nestlevel > 0)

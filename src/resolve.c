@@ -159,10 +159,38 @@ is_integer_key(Entry *entry, bool remote)
 }
 
 /*
+ * Settles a conflict.  If the local row wins, the remote one as it was then is
+ * what the next pull does not take for a change; else the queued changes go.
+ */
+static void
+settle_conflict(Entry *entry, bool local)
+{
+	Oid			types[] = {INT2OID, TEXTOID, INT8OID};
+	Datum		values[3];
+
+	values[0] = Int16GetDatum(entry->model);
+	values[1] = CStringGetTextDatum(entry->key);
+	values[2] = Int64GetDatum(entry->id);
+	if (local)
+		pos_store_execute("UPDATE @.synchronize_queue SET before ="
+						  " (SELECT (row_image -> 'remote')::json"
+						  " FROM @.synchronize_quarantine WHERE id = $3)"
+						  " WHERE id = (SELECT min(id) FROM @.synchronize_queue"
+						  " WHERE model = $1"
+						  " AND coalesce(local_key::text, local_key_text) = $2)",
+						  3, types, values, NULL);
+	else
+		pos_store_execute("DELETE FROM @.synchronize_queue WHERE model = $1"
+						  " AND coalesce(local_key::text, local_key_text) = $2",
+						  2, types, values, NULL);
+}
+
+/*
  * possync_resolve(id bigint, candidate text)
  *
  * Links the row of an ambiguous entry with one of its candidates: a local key
- * where a pull was ambiguous, a remote one where a push was.
+ * where a pull was ambiguous, a remote one where a push was.  The candidates of
+ * a conflict are "local" and "remote".
  */
 Datum
 possync_resolve(PG_FUNCTION_ARGS)
@@ -185,6 +213,13 @@ possync_resolve(PG_FUNCTION_ARGS)
 				 errmsg("\"%s\" is not among the candidates of entry " INT64_FORMAT,
 						candidate, entry.id),
 				 errhint("The column candidates of synchronize_quarantine lists them.")));
+	if (strcmp(entry.reason, "conflict") == 0)
+	{
+		settle_conflict(&entry, strcmp(candidate, "local") == 0);
+		release(&entry);
+		SPI_finish();
+		PG_RETURN_VOID();
+	}
 	remote = entry.push ? candidate : entry.key;
 	local = entry.push ? entry.key : candidate;
 	remote_int = is_integer_key(&entry, true);

@@ -116,6 +116,12 @@ extern void pos_prove_row(PosRun *run, PosModel *model, Datum *values,
 						  bool *nulls);
 extern void pos_prove_lock(PosModel *model);
 
+/* in conflict.c: rows that both sides changed */
+extern bool pos_conflict_load(PosRun *run, PosModel *model);
+extern void pos_conflict_append_state(StringInfo sql, PosModel *model);
+extern bool pos_conflict_decide(PosRun *run, PosModel *model, int state,
+								Datum *values, bool *nulls);
+
 /* in quarantine.c */
 extern void pos_quarantine_retry(PosRun *run);
 extern void pos_quarantine_reject(PosRun *run, PosModel *model, Datum remote,
@@ -123,6 +129,7 @@ extern void pos_quarantine_reject(PosRun *run, PosModel *model, Datum remote,
 								  List *candidates, Datum *values, bool *nulls);
 extern void pos_quarantine_missing(PosRun *run, PosModel *model,
 								   Datum remote);
+extern char *pos_quarantine_image(PosModel *model, Datum *values, bool *nulls);
 extern void pos_quarantine_store(PosRun *run);
 extern void pos_quarantine_close(PosRun *run);
 

@@ -279,10 +279,11 @@ open_differences(PosModel *model)
 	StringInfoData sql;
 
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT r.n, t.%s IS NULL FROM possync_known_%d r"
-					 " LEFT JOIN %s t ON ",
-					 quote_identifier(model->key[0]->name), model->id,
-					 model->table_sql);
+	appendStringInfo(&sql, "SELECT r.n, t.%s IS NULL",
+					 quote_identifier(model->key[0]->name));
+	pos_conflict_append_state(&sql, model);
+	appendStringInfo(&sql, " FROM possync_known_%d r LEFT JOIN %s t ON ",
+					 model->id, model->table_sql);
 	pos_sql_append_key_join(&sql, model);
 	appendStringInfo(&sql, " WHERE t.%s IS NULL",
 					 quote_identifier(model->key[0]->name));
@@ -373,11 +374,13 @@ pos_write_compare(PosRun *run, PosModel *model, bool unlink)
 	TupleDesc	desc;
 	int64		position = 0;
 	int			nestlevel;
+	int			state;
 	Datum	   *values;
 	bool	   *nulls;
 
 	if (pos_rowset_count(model->known) == 0)
 		return;
+	(void) pos_conflict_load(run, model);
 	pos_rowset_publish(model->known);
 	nestlevel = pos_sql_plan_join(model->rel, pos_sql_key_columns(model),
 								  pos_rowset_count(model->known));
@@ -394,12 +397,16 @@ pos_write_compare(PosRun *run, PosModel *model, bool unlink)
 		for (; position < differs; position++)
 			pos_rowset_next(model->known, &values, &nulls);
 		model->counts.unchanged--;
-		take_difference(run, model,
-						DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull)),
-						unlink, values, nulls);
+		state = DatumGetInt32(SPI_getbinval(tuple, desc, 3, &isnull));
+		if (isnull || pos_conflict_decide(run, model, state, values, nulls))
+			take_difference(run, model,
+							DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull)),
+							unlink, values, nulls);
 		pos_sql_take(differences);
 	}
 	pos_sql_close(differences);
+	pos_rowset_free(model->pending);
+	model->pending = NULL;
 	pos_rowset_clear(model->known);
 }
 

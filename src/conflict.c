@@ -1,0 +1,215 @@
+/*
+ * conflict.c
+ *		Rows that were changed here and have not been pushed yet, when a pull
+ *		brings them too.
+ *
+ * The first queued change of a row keeps the row as it was before, which is
+ * what was synchronized last.  If the remote row is still that, only this side
+ * has changed it, and there is nothing to be pulled.  If it is not, both sides
+ * have: a conflict, which the model's policy decides.
+ *
+ *		local_wins		the row stays; the push overwrites the remote one
+ *		remote_wins		the row is overwritten; what was queued for it is dropped
+ *		newest			the greater value of the change columns wins
+ *		ask				the row stays, its push waits; both stand in quarantine
+ */
+#include "possync.h"
+
+#include "catalog/pg_type.h"
+#include "queue.h"
+#include "run.h"
+#include "sql.h"
+#include "store.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+
+/*
+ * Loads the queued changes of a model's rows into a row set that statements
+ * can join, called possync_pending_<model>: local key, whether the row was
+ * inserted here, the row as it was before.  Returns false if there are none.
+ */
+bool
+pos_conflict_load(PosRun *run, PosModel *model)
+{
+	Oid			types[] = {INT2OID};
+	Datum		values[] = {Int16GetDatum(model->id)};
+	TupleDesc	desc;
+	uint64		n;
+
+	if (!pos_queue_is_captured(model->rel))
+		return false;
+	n = pos_store_execute("SELECT DISTINCT ON (local_key, local_key_text)"
+						  " local_key, local_key_text, operation = 'i',"
+						  " coalesce(before, image)"
+						  " FROM @.synchronize_queue WHERE model = $1"
+						  " ORDER BY local_key, local_key_text, id",
+						  1, types, values, NULL);
+	if (n == 0)
+	{
+		SPI_freetuptable(SPI_tuptable);
+		return false;
+	}
+	desc = CreateTemplateTupleDesc(3);
+	TupleDescInitEntry(desc, 1, "key", model->local_int ? INT8OID : TEXTOID, -1, 0);
+	TupleDescInitEntry(desc, 2, "new", BOOLOID, -1, 0);
+	TupleDescInitEntry(desc, 3, "before", JSONOID, -1, 0);
+	model->pending = pos_rowset_create(psprintf("possync_pending_%d", model->id),
+									   desc);
+	for (uint64 i = 0; i < n; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		Datum		row[3];
+		bool		nulls[3];
+
+		row[0] = SPI_getbinval(tuple, SPI_tuptable->tupdesc,
+							   model->local_int ? 1 : 2, &nulls[0]);
+		row[1] = SPI_getbinval(tuple, SPI_tuptable->tupdesc, 3, &nulls[1]);
+		row[2] = SPI_getbinval(tuple, SPI_tuptable->tupdesc, 4, &nulls[2]);
+		pos_rowset_put(model->pending, row, nulls);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	pos_rowset_publish(model->pending);
+	return true;
+}
+
+/* Appends a row of the columns to be written, with a prefix before each. */
+static void
+append_row(StringInfo sql, PosModel *model, const char *prefix, bool staged)
+{
+	appendStringInfoString(sql, "ROW(");
+	for (int i = model->nkey; i < model->nwritten; i++)
+	{
+		appendStringInfo(sql, "%s%s.", i > model->nkey ? ", " : "", prefix);
+		if (staged)
+			appendStringInfo(sql, "w%d", i + 1);
+		else
+			appendStringInfoString(sql, quote_identifier(model->written[i]->name));
+	}
+	appendStringInfoString(sql, ")::pg_catalog.record");
+}
+
+/*
+ * Appends, to the columns of a query that joins known rows r with the local
+ * table t, what tells the state of a row: null if nothing is queued for it,
+ * 0 if only this side changed it, 1 if both did and the local row is the newer
+ * one, 2 if both did and it is not.
+ */
+void
+pos_conflict_append_state(StringInfo sql, PosModel *model)
+{
+	PosField   *newest = NULL;
+
+	if (model->pending == NULL)
+	{
+		appendStringInfoString(sql, ", NULL::pg_catalog.int4");
+		return;
+	}
+	for (int i = model->nkey; i < model->nwritten; i++)
+		for (int j = 0; j < model->nchange; j++)
+			if (strcmp(model->written[i]->remote, model->change[j]) == 0)
+				newest = model->written[i];
+	appendStringInfoString(sql, ", (SELECT CASE WHEN p.new");
+	if (model->nwritten > model->nkey)
+	{
+		appendStringInfo(sql, " OR NOT (SELECT ");
+		append_row(sql, model, "b", false);
+		appendStringInfoString(sql, " OPERATOR(pg_catalog.*<>) ");
+		append_row(sql, model, "r", true);
+		appendStringInfo(sql, " FROM pg_catalog.json_populate_record(NULL::%s, p.before) b)",
+						 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(model->rel)),
+													RelationGetRelationName(model->rel)));
+	}
+	appendStringInfoString(sql, " THEN 0");
+	if (newest != NULL)
+		appendStringInfo(sql, " WHEN t.%s OPERATOR(pg_catalog.>) r.w%d THEN 1",
+						 quote_identifier(newest->name),
+						 newest->staged - POS_STAGE_FIRST + 1);
+	appendStringInfo(sql, " ELSE 2 END FROM possync_pending_%d p"
+					 " WHERE p.key OPERATOR(pg_catalog.=) r.lkey)", model->id);
+}
+
+/* Drops what is queued for a row: the remote's change wins. */
+static void
+drop_queued(PosModel *model, Datum key)
+{
+	Oid			types[] = {INT2OID, model->local_int ? INT8OID : TEXTOID};
+	Datum		values[] = {Int16GetDatum(model->id), key};
+
+	pos_store_execute(model->local_int ?
+					  "DELETE FROM @.synchronize_queue"
+					  " WHERE model = $1 AND local_key = $2" :
+					  "DELETE FROM @.synchronize_queue"
+					  " WHERE model = $1 AND local_key_text = $2",
+					  2, types, values, NULL);
+}
+
+/* Lets the transactions that changed a row wait, for somebody to decide. */
+static void
+hold_queued(PosRun *run, PosModel *model, Datum remote, Datum key,
+			const char *image)
+{
+	Oid			types[] = {INT2OID, TEXTOID, TEXTOID, INT4OID, TEXTOID};
+	Datum		values[5];
+
+	values[0] = Int16GetDatum(model->id);
+	values[1] = CStringGetTextDatum(pos_key_string(key, model->local_int));
+	values[2] = CStringGetTextDatum(pos_key_string(remote, model->remote_int));
+	values[3] = Int32GetDatum(run->id);
+	values[4] = CStringGetTextDatum(image);
+	pos_store_execute("WITH entry AS (SELECT DISTINCT txid FROM @.synchronize_queue"
+					  " WHERE model = $1"
+					  " AND coalesce(local_key::text, local_key_text) = $2"
+					  " AND NOT EXISTS (SELECT 1 FROM @.synchronize_held h"
+					  " WHERE h.txid = synchronize_queue.txid)),"
+					  " q AS (INSERT INTO @.synchronize_quarantine"
+					  " (model, direction, local_key, reason, message,"
+					  " candidates, row_image, run)"
+					  " SELECT $1, 'push', $2, 'conflict',"
+					  " 'remote row ' || $3 || ' was changed too',"
+					  " '{local,remote}',"
+					  " jsonb_build_object('remote', $5::jsonb, 'local',"
+					  " (SELECT image FROM @.synchronize_queue"
+					  " WHERE model = $1"
+					  " AND coalesce(local_key::text, local_key_text) = $2"
+					  " ORDER BY id DESC LIMIT 1)), $4"
+					  " WHERE EXISTS (SELECT 1 FROM entry) RETURNING id)"
+					  " INSERT INTO @.synchronize_held (txid, quarantine)"
+					  " SELECT e.txid, q.id FROM entry e, q",
+					  5, types, values, NULL);
+}
+
+/*
+ * Decides upon a known row that differs from the local one and has queued
+ * changes, in the state that pos_conflict_append_state told.  Returns whether
+ * the remote row is to be written here.
+ */
+bool
+pos_conflict_decide(PosRun *run, PosModel *model, int state, Datum *values,
+					bool *nulls)
+{
+	bool		remote_wins = model->on_conflict == POS_REMOTE_WINS ||
+		(model->on_conflict == POS_NEWEST && state == 2);
+
+	if (state > 0 && model->on_conflict == POS_ASK)
+	{
+		pos_quarantine_reject(run, model, values[POS_STAGE_REMOTE], "conflict",
+							  psprintf("local row %s was changed too, and has not been pushed yet",
+									   pos_key_string(values[POS_STAGE_LOCAL],
+													  model->local_int)),
+							  NIL, values, nulls);
+		if (!run->dry)
+			hold_queued(run, model, values[POS_STAGE_REMOTE],
+						values[POS_STAGE_LOCAL],
+						pos_quarantine_image(model, values, nulls));
+		return false;
+	}
+	if (state == 0 || !remote_wins)
+	{
+		model->counts.unchanged++;
+		return false;
+	}
+	if (!run->dry)
+		drop_queued(model, values[POS_STAGE_LOCAL]);
+	return true;
+}
