@@ -1673,3 +1673,19 @@ COMMENT ON FUNCTION @extschema@.possync_resolve(bigint, text) IS 'says which of 
 CREATE FUNCTION @extschema@.possync_discard(id bigint, because text) RETURNS void
 AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
 COMMENT ON FUNCTION @extschema@.possync_discard(bigint, text) IS 'gives an entry of synchronize_quarantine up, for a reason that is kept with it';
+
+CREATE FUNCTION @extschema@.possync_explain(relation regclass, key text)
+RETURNS TABLE (server name, remote_key text, run integer, at timestamptz, explanation text)
+AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
+COMMENT ON FUNCTION @extschema@.possync_explain(regclass, text) IS 'tells where a row came from, its remote key, and what waits for it';
+
+-- What waits to be pushed.  Everybody may know how much it is.
+CREATE VIEW @extschema@.possync_queue_depth AS
+	SELECT m.server, m.name AS model, count(*) AS entries,
+		   count(h.txid) AS held, min(q.queued_at) AS oldest
+	FROM @extschema@.synchronize_queue q
+	JOIN @extschema@.synchronize_model m ON m.id = q.model
+	LEFT JOIN @extschema@.synchronize_held h USING (txid)
+	GROUP BY m.server, m.name;
+COMMENT ON VIEW @extschema@.possync_queue_depth IS 'how many changes of each model wait to be pushed, how many of them are held back, and since when';
+GRANT SELECT ON @extschema@.possync_queue_depth TO PUBLIC;

@@ -189,7 +189,7 @@ pos_conflict_decide(PosRun *run, PosModel *model, int state, Datum *values,
 					bool *nulls)
 {
 	bool		remote_wins = model->on_conflict == POS_REMOTE_WINS ||
-		(model->on_conflict == POS_NEWEST && state == 2);
+	(model->on_conflict == POS_NEWEST && state == 2);
 
 	if (state > 0 && model->on_conflict == POS_ASK)
 	{
