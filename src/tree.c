@@ -31,7 +31,7 @@
 #include "utils/syscache.h"
 
 /* How far a foreign key to a foreign key is followed */
-#define MAX_CHAIN 32
+#define MAX_CHAIN 8
 
 /* Returns the model of a local table, or NULL. */
 PosModel *
@@ -210,38 +210,93 @@ add_reference(PosModel *model, PosModel *parent, Oid constraint,
 }
 
 /*
- * A column that refers to a column which is no key: if that one refers to the
- * single-column key of a third model, directly or through others, then so does
- * this one; else its value is copied like any other.
+ * Finds the columns that refer to wanted ones of the parent, and those in turn
+ * that these refer to.  Returns their number; 0 if all are supplied already.
+ */
+static int
+pick_columns(PosModel *model, int n, AttrNumber *columns,
+			 AttrNumber *referenced, int nwanted, AttrNumber *wanted,
+			 AttrNumber *next, AttrNumber *picked, AttrNumber *picked_next)
+{
+	int			npicked = 0;
+	bool		news = false;
+
+	for (int w = 0; w < nwanted; w++)
+		for (int i = 0; i < n; i++)
+			if (referenced[i] == wanted[w])
+			{
+				PosField   *field = find_field(model, columns[i]);
+
+				news = news || (field->copy && field->supplier == NULL);
+				picked[npicked] = columns[i];
+				picked_next[npicked++] = next[w];
+				break;
+			}
+	return news ? npicked : 0;
+}
+
+static void follow_columns(List *models, PosModel *model, int n,
+						   AttrNumber *columns, PosModel *parent,
+						   AttrNumber *referenced, int depth);
+
+/*
+ * Follows columns through one foreign key of the parent, which they refer to
+ * the columns of: to all of them or, if not whole, to some.
  */
 static void
-follow_column(List *models, PosModel *model, AttrNumber column,
-			  PosModel *parent, AttrNumber referenced, int depth)
+follow_foreign_key(List *models, PosModel *model, int n, AttrNumber *columns,
+				   PosModel *parent, AttrNumber *referenced, int depth,
+				   ForeignKeyCacheInfo *fk, bool whole)
 {
+	AttrNumber	picked[INDEX_MAX_KEYS];
+	AttrNumber	picked_next[INDEX_MAX_KEYS];
+	int			npicked = pick_columns(model, n, columns, referenced, fk->nkeys,
+									   fk->conkey, fk->confkey, picked,
+									   picked_next);
+	PosModel   *next;
+
+	if (npicked == 0 || (whole && npicked < fk->nkeys) ||
+		!takes_part(parent, fk))
+		return;
+	next = referenced_model(models, fk);
+	if (next != NULL && next != parent)
+		follow_columns(models, model, npicked, picked, next, picked_next,
+					   depth + 1);
+}
+
+/*
+ * Columns that refer to columns which are not just the parent's key: those that
+ * are the key are a reference to it.  Others may refer to a third model there,
+ * together or alone, directly or through more models; then so do these here.
+ * What is left is copied like any other value.
+ *
+ * As in find_references, keys of more columns come last.
+ */
+static void
+follow_columns(List *models, PosModel *model, int n, AttrNumber *columns,
+			   PosModel *parent, AttrNumber *referenced, int depth)
+{
+	AttrNumber	key[INDEX_MAX_KEYS];
+	AttrNumber	picked[INDEX_MAX_KEYS];
+	List	   *fks;
 	ListCell   *lc;
 
-	if (parent->nkey == 1 && key_part(parent, referenced) == 0)
-	{
-		add_reference(model, parent, InvalidOid, 1, &column, &referenced);
+	for (int i = 0; i < parent->nkey; i++)
+		key[i] = parent->key[i]->attnum;
+	if (pick_columns(model, n, columns, referenced, parent->nkey, key, key,
+					 picked, key) == parent->nkey)
+		add_reference(model, parent, InvalidOid, parent->nkey, picked, key);
+	if (parent->rel == NULL || depth == MAX_CHAIN)
 		return;
-	}
-	if (parent->rel == NULL || depth > MAX_CHAIN)
-		return;
-	foreach(lc, foreign_keys(parent))
-	{
-		ForeignKeyCacheInfo *fk = lfirst(lc);
-		PosModel   *next = referenced_model(models, fk);
-
-		if (next == NULL || next == parent || !takes_part(parent, fk))
-			continue;
-		for (int i = 0; i < fk->nkeys; i++)
-			if (fk->conkey[i] == referenced)
-			{
-				follow_column(models, model, column, next, fk->confkey[i],
-							  depth + 1);
-				return;
-			}
-	}
+	fks = foreign_keys(parent);
+	for (int nkeys = 1; nkeys <= n; nkeys++)
+		foreach(lc, fks)
+			if (((ForeignKeyCacheInfo *) lfirst(lc))->nkeys == nkeys)
+			follow_foreign_key(models, model, n, columns, parent, referenced,
+							   depth, lfirst(lc), true);
+	foreach(lc, fks)
+		follow_foreign_key(models, model, n, columns, parent, referenced, depth,
+						   lfirst(lc), false);
 }
 
 /* Turns one foreign key into references. */
@@ -257,10 +312,8 @@ resolve_foreign_key(List *models, PosModel *model, ForeignKeyCacheInfo *fk,
 		add_reference(model, parent, fk->conoid, fk->nkeys, fk->conkey,
 					  fk->confkey);
 	else
-		for (int i = 0; i < fk->nkeys; i++)
-			if (find_field(model, fk->conkey[i])->supplier == NULL)
-				follow_column(models, model, fk->conkey[i], parent,
-							  fk->confkey[i], 0);
+		follow_columns(models, model, fk->nkeys, fk->conkey, parent,
+					   fk->confkey, 0);
 }
 
 /*

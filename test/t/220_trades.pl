@@ -51,7 +51,7 @@ INSERT INTO payment (paid_at, rental_id, staff_id, amount) VALUES ('2023-01-01',
 EOC
 	},
 	works => {
-		roots => [ 'base.partner_tag', '"Sales & Stock".sales_order', 'ledger.posting' ],
+		roots => [ 'base.partner_tag', '"Sales & Stock".sales_order', 'ledger.posting', 'ledger.note', 'ledger.attachment' ],
 		business => {
 			'base.company' => ['name'],
 			'base.partner' => ['ref'],
@@ -68,6 +68,8 @@ EOC
 			'ledger.journal' => [ 'tenant_id', 'name' ],
 			'ledger.entry' => [ 'tenant_id', 'journal_id', 'number' ],
 			'ledger.posting' => [ 'tenant_id', 'entry_id', 'line' ],
+			'ledger.note' => ['title'],
+			'ledger.attachment' => ['title'],
 		},
 		surrogate => { '"Sales & Stock"."user"' => ['order'] },
 		natural => [ 'base.partner_tag', '"Sales & Stock"."Größe"', '"Sales & Stock".sales_order_line', 'ledger.posting' ],

@@ -110,6 +110,7 @@ CREATE TABLE ledger.entry (
 	reverses bigint,
 	PRIMARY KEY (tenant_id, id),
 	UNIQUE (tenant_id, journal_id, number),
+	UNIQUE (tenant_id, number),
 	FOREIGN KEY (tenant_id, journal_id) REFERENCES ledger.journal (tenant_id, id),
 	FOREIGN KEY (tenant_id, reverses) REFERENCES ledger.entry (tenant_id, id) DEFERRABLE
 ) PARTITION BY HASH (tenant_id);
@@ -124,6 +125,23 @@ CREATE TABLE ledger.posting (
 	PRIMARY KEY (tenant_id, entry_id, line),
 	FOREIGN KEY (tenant_id, entry_id) REFERENCES ledger.entry ON DELETE CASCADE,
 	FOREIGN KEY (tenant_id, account_id) REFERENCES ledger.account
+);
+/* Refers to an entry by its number, hence to a journal by its key. */
+CREATE TABLE ledger.note (
+	id serial PRIMARY KEY,
+	number integer,
+	journal_id integer,
+	tenant_id integer,
+	title text NOT NULL,
+	FOREIGN KEY (tenant_id, journal_id, number) REFERENCES ledger.entry (tenant_id, journal_id, number)
+);
+/* A tenant is found only through what the entries of that number belong to. */
+CREATE TABLE ledger.attachment (
+	id serial PRIMARY KEY,
+	tenant_id integer,
+	number integer,
+	title text NOT NULL,
+	FOREIGN KEY (tenant_id, number) REFERENCES ledger.entry (tenant_id, number)
 );
 
 \if :{?data}
@@ -155,5 +173,7 @@ FROM generate_series(1, 3) i, generate_series(1, 4) t ORDER BY i, t;
 INSERT INTO ledger.entry (tenant_id, journal_id, number, reverses)
 SELECT t, t + 4 * (i % 3), i, CASE WHEN i % 5 = 0 THEN t + 4 * (i - 2) END FROM generate_series(1, 100) i, generate_series(1, 4) t ORDER BY i, t;
 INSERT INTO ledger.posting SELECT e.tenant_id, e.id, l, e.tenant_id + 4 * ((e.id + l) % 30), l * 1.25 FROM ledger.entry e, generate_series(1, 2) l;
+INSERT INTO ledger.note (number, journal_id, tenant_id, title) SELECT number, journal_id, tenant_id, 'Note ' || id FROM ledger.entry WHERE number % 4 = 0;
+INSERT INTO ledger.attachment (tenant_id, number, title) SELECT tenant_id, number, 'Attachment ' || id FROM ledger.entry WHERE number % 5 = 0;
 RESET session_replication_role;
 \endif
