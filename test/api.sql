@@ -26,11 +26,20 @@ SELECT results_eq(
 	$$VALUES
 	  ('possync_add_child', 'model text, child regclass'),
 	  ('possync_add_model', 'relation regclass, server name, name text DEFAULT NULL::text, remote text DEFAULT NULL::text'),
+	  ('possync_capture', ''),
+	  ('possync_discard', 'id bigint, because text'),
+	  ('possync_explain', 'relation regclass, key text, OUT server name, OUT remote_key text, OUT run integer, OUT at timestamp with time zone, OUT explanation text'),
 	  ('possync_pull', 'model text, dry_run boolean DEFAULT false, on_error text DEFAULT ''report''::text'),
+	  ('possync_push', 'model text, on_error text DEFAULT ''report''::text'),
+	  ('possync_queue', 'model text'),
+	  ('possync_refuse_truncate', ''),
 	  ('possync_remove_model', 'model text, forget boolean DEFAULT false'),
+	  ('possync_resolve', 'id bigint, candidate text'),
+	  ('possync_retry', 'id bigint'),
 	  ('possync_set_field', 'model text, field name, copy boolean DEFAULT NULL::boolean, match boolean DEFAULT NULL::boolean, remote text DEFAULT NULL::text, fixed text DEFAULT NULL::text'),
-	  ('possync_set_model', 'model text, name text DEFAULT NULL::text, remote text DEFAULT NULL::text, on_unknown text DEFAULT NULL::text, on_match text DEFAULT NULL::text, change_columns text[] DEFAULT NULL::text[]'),
-	  ('possync_tree', 'model text, fields boolean DEFAULT true')$$,
+	  ('possync_set_model', 'model text, name text DEFAULT NULL::text, remote text DEFAULT NULL::text, on_unknown text DEFAULT NULL::text, on_match text DEFAULT NULL::text, change_columns text[] DEFAULT NULL::text[], on_conflict text DEFAULT NULL::text'),
+	  ('possync_tree', 'model text, fields boolean DEFAULT true'),
+	  ('possync_unqueue', 'model text')$$,
 	'functions, their arguments and defaults');
 SELECT is_empty(
 	$$SELECT oid::regprocedure FROM functions WHERE proname !~ '^_?possync_'$$,
@@ -53,7 +62,8 @@ SELECT is_empty(
 	'every function has a search_path of its own');
 SELECT bag_eq(
 	$$SELECT proname FROM functions WHERE prolang = (SELECT oid FROM pg_language WHERE lanname = 'c')$$,
-	$$VALUES ('possync_pull'::name), ('possync_postgres_validator')$$,
+	$$VALUES ('possync_pull'::name), ('possync_postgres_validator'), ('possync_push'), ('possync_capture'),
+	  ('possync_retry'), ('possync_resolve'), ('possync_discard'), ('possync_explain')$$,
 	'but those in C');
 SELECT bag_eq(
 	$$SELECT proname FROM functions WHERE NOT has_function_privilege('api_nobody', oid, 'EXECUTE')$$,
@@ -68,9 +78,11 @@ SELECT is((SELECT format_type(prorettype, NULL) FROM functions WHERE proname = '
 -- Tables
 SELECT results_eq(
 	$$SELECT relname::text COLLATE "default", relkind::text FROM relations WHERE relkind <> 'S' ORDER BY relname COLLATE "C"$$,
-	$$VALUES ('_possync_foreign_key', 'v'), ('possync_reference', 'v'), ('synchronize_child', 'r'),
-	  ('synchronize_field', 'r'), ('synchronize_history', 'r'), ('synchronize_model', 'r'),
-	  ('synchronize_position', 'r'), ('synchronize_quarantine', 'r'), ('synchronize_translation', 'r')$$,
+	$$VALUES ('_possync_foreign_key', 'v'), ('possync_queue_depth', 'v'), ('possync_reference', 'v'),
+	  ('synchronize_batch', 'r'), ('synchronize_child', 'r'), ('synchronize_field', 'r'),
+	  ('synchronize_held', 'r'), ('synchronize_history', 'r'), ('synchronize_model', 'r'),
+	  ('synchronize_position', 'r'), ('synchronize_quarantine', 'r'), ('synchronize_queue', 'r'),
+	  ('synchronize_translation', 'r')$$,
 	'tables and views');
 SELECT is_empty($$SELECT relname FROM relations WHERE relnamespace <> 'somewhere'::regnamespace$$,
 	'all in the schema that was asked for');
@@ -89,6 +101,7 @@ SELECT bag_eq(
 	  WHERE relkind <> 'S' AND has_table_privilege('api_nobody', oid, p)$$,
 	$$SELECT t, p FROM (VALUES
 		('_possync_foreign_key', '{SELECT}'::text[]),
+		('possync_queue_depth', '{SELECT}'),
 		('possync_reference', '{SELECT}'),
 		('synchronize_child', '{SELECT,INSERT,UPDATE,DELETE}'),
 		('synchronize_field', '{SELECT,INSERT,UPDATE,DELETE}'),
