@@ -67,8 +67,8 @@ attempt(PosRun *run)
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	ErrorData  *volatile error = NULL;
-	bool		muted = pos_queue_mute(true);
 
+	pos_queue_mute(true);
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
 	PG_TRY();
@@ -93,7 +93,7 @@ attempt(PosRun *run)
 		RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_END_TRY();
-	pos_queue_mute(muted);
+	pos_queue_mute(false);
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
 	return error;

@@ -6,7 +6,7 @@
  * no network, no lock that another seller could wait for.  It stores the row as
  * it is, so that what is pushed later is what this transaction wrote and not
  * what somebody made of it afterwards.  What possync itself writes is not
- * captured.
+ * captured; what triggers of the user's write because of that is.
  */
 #include "possync.h"
 
@@ -28,6 +28,7 @@
 #include "utils/datum.h"
 #include "utils/datetime.h"
 #include "utils/float.h"
+#include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
@@ -56,20 +57,26 @@ typedef struct Capture
 	char	  **labels;			/* "name": as JSON */
 } Capture;
 
-/* Set while possync itself writes to the user's tables */
-static bool muted = false;
+/*
+ * While possync itself writes to the user's tables: the depth of triggers at
+ * which its own rows arrive here; else 0.  Rows that come deeper are written by
+ * triggers of the user's.
+ */
+static int	muted = 0;
+
+static int
+trigger_depth(void)
+{
+	return DatumGetInt32(DirectFunctionCall1(pg_trigger_depth, (Datum) 0));
+}
 
 /*
- * Switches capturing off for what this backend writes, or on again.  Returns
- * what it was before.
+ * Switches capturing off for what possync writes in this backend, or on again.
  */
-bool
+void
 pos_queue_mute(bool mute)
 {
-	bool		before = muted;
-
-	muted = mute;
-	return before;
+	muted = mute ? trigger_depth() + 1 : 0;
 }
 
 /* Whether a trigger is our own: it touches none of the user's tables. */
@@ -336,7 +343,7 @@ possync_capture(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("possync_capture is an AFTER ROW trigger")));
-	if (muted)
+	if (muted > 0 && trigger_depth() == muted)
 		PG_RETURN_POINTER(NULL);
 	if (capture == NULL)
 		capture = prepare(fcinfo, trigger);

@@ -9,7 +9,7 @@
 #include "utils/reltrigger.h"
 
 /* in queue.c */
-extern bool pos_queue_mute(bool mute);
+extern void pos_queue_mute(bool mute);
 extern bool pos_queue_is_capture(Trigger *trigger);
 extern bool pos_queue_is_captured(Relation rel);
 

@@ -28,7 +28,7 @@ SELECT results_eq(
 	  ('possync_add_model', 'relation regclass, server name, name text DEFAULT NULL::text, remote text DEFAULT NULL::text'),
 	  ('possync_capture', ''),
 	  ('possync_discard', 'id bigint, because text'),
-	  ('possync_explain', 'relation regclass, key text, OUT server name, OUT remote_key text, OUT run integer, OUT at timestamp with time zone, OUT explanation text'),
+	  ('possync_explain', 'relation regclass, key text'),
 	  ('possync_pull', 'model text, dry_run boolean DEFAULT false, on_error text DEFAULT ''report''::text'),
 	  ('possync_push', 'model text, on_error text DEFAULT ''report''::text'),
 	  ('possync_queue', 'model text'),
