@@ -136,8 +136,8 @@ identifies(PosReference *reference)
 
 /*
  * Translates one reference; returns false if its parent is not here.  pending
- * is set if the row is recognised by a parent that would be made by the run,
- * were it not dry.
+ * is set if the row is recognised by a parent that the run makes, so that
+ * nothing here can match it.
  */
 static bool
 translate_one(PosRun *run, PosReference *reference, Datum remote, Datum *values,
@@ -157,6 +157,9 @@ translate_one(PosRun *run, PosReference *reference, Datum remote, Datum *values,
 			return true;
 		case POS_FOUND:
 			set_reference(reference, local, values, nulls);
+			if (known & POS_KNOWN_MADE && identifies(reference) &&
+				!pos_prove_has_code(reference->parent->rel))
+				*pending = true;
 			if (!(known & POS_KNOWN_MADE) && reference->bit >= 0)
 				values[POS_STAGE_OLD] = Int64GetDatum(DatumGetInt64(values[POS_STAGE_OLD]) |
 													  INT64CONST(1) << reference->bit);
