@@ -344,7 +344,7 @@ send_begin(PosPgSession *session, const char *question)
 		!PQpipelineSync(session->conn) ||
 		!send_piped(session,
 					"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY") ||
-		!send_piped(session, pos_pg_query_settings(session)) ||
+		!send_piped(session, pos_pg_query_settings(session, false)) ||
 		(question[0] != '\0' && !send_piped(session, question)) ||
 		!PQpipelineSync(session->conn))
 		return false;

@@ -162,7 +162,7 @@ extern char *pos_pg_describe_changes(PosPgSession *session, PosTable *table);
 
 /* in postgres_query.c */
 extern char *pos_pg_query_clock(PosPgSession *session);
-extern char *pos_pg_query_settings(PosPgSession *session);
+extern char *pos_pg_query_settings(PosPgSession *session, bool writes);
 extern char *pos_pg_query_probe(PosPgSession *session, PosTable **tables,
 								int ntables);
 extern char *pos_pg_query_positions(PosPgSession *session, PosTable **tables,

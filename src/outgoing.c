@@ -247,20 +247,19 @@ take_rows(PosRun *run, PosModel *model, const char *sql)
 	pfree(nulls);
 }
 
-/* Appends the columns to be written, from a row named so. */
-static void
-append_columns(StringInfo sql, PosModel *model, const char *row)
+/* Whether a value is JSON itself, which an image holds as a string. */
+static bool
+is_json(PosField *field)
 {
-	for (int i = 0; i < model->nwritten; i++)
-		appendStringInfo(sql, ", %s.%s", row,
-						 quote_identifier(model->written[i]->name));
+	return field->base == JSONOID || field->base == JSONBOID;
 }
 
+/* Returns the name of a column's type, without a modifier that could cut. */
 static char *
-row_type(PosModel *model)
+type_name(PosField *field)
 {
-	return quote_qualified_identifier(get_namespace_name(RelationGetNamespace(model->rel)),
-									  RelationGetRelationName(model->rel));
+	return format_type_extended(field->type, -1, FORMAT_TYPE_TYPEMOD_GIVEN |
+								FORMAT_TYPE_FORCE_QUALIFY);
 }
 
 /*
@@ -319,10 +318,19 @@ take_queued(PosRun *run, PosModel *model, PosBatch *batch)
 
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "SELECT i.key, i.flags");
-	append_columns(&sql, model, "r");
-	appendStringInfo(&sql, " FROM possync_images i,"
-					 " pg_catalog.json_populate_record(NULL::%s, i.image) r",
-					 row_type(model));
+	for (int i = 0; i < model->nwritten; i++)
+		appendStringInfo(&sql, ", r.%s%s%s",
+						 quote_identifier(model->written[i]->name),
+						 is_json(model->written[i]) ? "::" : "",
+						 is_json(model->written[i]) ? type_name(model->written[i]) : "");
+	appendStringInfoString(&sql, " FROM possync_images i,"
+						   " pg_catalog.json_to_record(i.image) r(");
+	for (int i = 0; i < model->nwritten; i++)
+		appendStringInfo(&sql, "%s%s %s", i > 0 ? ", " : "",
+						 quote_identifier(model->written[i]->name),
+						 is_json(model->written[i]) ? "pg_catalog.text" :
+						 type_name(model->written[i]));
+	appendStringInfoChar(&sql, ')');
 	pos_rowset_publish(images);
 	take_rows(run, model, sql.data);
 	pos_rowset_free(images);
@@ -358,7 +366,9 @@ take_needed(PosRun *run, PosModel *model)
 
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "SELECT r.lkey, %d::int8", POS_ROW_NEEDED);
-	append_columns(&sql, model, "t");
+	for (int i = 0; i < model->nwritten; i++)
+		appendStringInfo(&sql, ", t.%s",
+						 quote_identifier(model->written[i]->name));
 	appendStringInfo(&sql, " FROM possync_needed r JOIN %s t ON ",
 					 model->table_sql);
 	for (int i = 0; i < model->nkey; i++)

@@ -95,16 +95,16 @@ pos_pg_query_clock(PosPgSession *session)
 
 /*
  * Settings of the transaction: what text forms depend on, and limits.  The
- * remote's are tighter than ours, for it can tell what it waited for.
+ * remote's are tighter than ours, for it can tell what it waited for.  Where
+ * we write, triggers run: they find their tables by the search_path they know.
  */
 char *
-pos_pg_query_settings(PosPgSession *session)
+pos_pg_query_settings(PosPgSession *session, bool writes)
 {
 	int			limit = session->options.statement_timeout -
 	session->options.statement_timeout / 10;
 
-	return psprintf("SELECT set_config('search_path', 'pg_catalog', true),"
-					" set_config('datestyle', 'ISO', true),"
+	return psprintf("SELECT%s set_config('datestyle', 'ISO', true),"
 					" set_config('intervalstyle', 'postgres', true),"
 					" set_config('timezone', 'UTC', true),"
 					" set_config('extra_float_digits', '3', true),"
@@ -112,6 +112,7 @@ pos_pg_query_settings(PosPgSession *session)
 					" set_config('lc_monetary', 'C', true),"
 					" set_config('statement_timeout', '%d', true),"
 					" set_config('lock_timeout', '%d', true)%s",
+					writes ? "" : " set_config('search_path', 'pg_catalog', true),",
 					limit, limit,
 					PQserverVersion(session->conn) < 140000 ? "" :
 					", CASE WHEN version() LIKE '%linux%' THEN"

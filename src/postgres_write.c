@@ -2,10 +2,10 @@
  * postgres_write.c
  *		Rows on their way to a remote PostgreSQL.
  *
- * Every step of a write is one statement with one parameter, the rows as JSON:
- * PostgreSQL's own functions turn them into rows of the remote table's type, so
- * every type travels in its text form and nothing has to be known of it here.
- * All statements of a write go out in one pipeline between BEGIN and COMMIT.
+ * Every step of a write is one statement with one parameter, the rows as JSON
+ * objects of strings: PostgreSQL's own functions turn them into rows, so every
+ * type travels in its text form and nothing has to be known of it here.  But
+ * for JSON itself, which those functions would take for a string.  All statements of a write go out in one pipeline between BEGIN and COMMIT.
  *
  * Needs INSERT, SELECT, UPDATE, DELETE as used, and USAGE on the sequences of
  * keys; nothing is installed at the remote.
@@ -17,9 +17,75 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
+/* The rows of a step, all at once */
+#define READ_ROWS "json_to_recordset($1::pg_catalog.json)"
+
 static bool try_write(PosPgSession *session, PosStep **steps, int nsteps,
 					  bool kept);
 static void fail(PosPgSession *session);
+
+/* Whether a column's values are JSON, to the functions that read the rows. */
+static bool
+is_json(PosPgAttribute *attribute)
+{
+	return attribute->elemtype == '\0' &&
+		(strcmp(attribute->basename, "json") == 0 ||
+		 strcmp(attribute->basename, "jsonb") == 0);
+}
+
+/* Appends name and type of one column of the rows. */
+static void
+append_column(StringInfo sql, PosPgRelation *relation, const char *column)
+{
+	PosPgAttribute *attribute = pos_pg_attribute(relation, column);
+
+	if (sql->data[sql->len - 1] != '(')
+		appendStringInfoString(sql, ", ");
+	appendStringInfo(sql, "%s %s", quote_identifier(column),
+					 is_json(attribute) ? "pg_catalog.text" : attribute->typename);
+}
+
+/* Appends r: the rows of an expression, with key and columns of a step. */
+static void
+append_rows(StringInfo sql, PosPgRelation *relation, PosStep *step,
+			const char *function)
+{
+	appendStringInfo(sql, "pg_catalog.%s r(", function);
+	for (int i = 0; i < step->table->nkey && step->kind != POS_STEP_MATCH; i++)
+		append_column(sql, relation, step->table->columns[i].remote);
+	for (int i = 0; i < step->ncolumns; i++)
+	{
+		bool		is_key = false;
+
+		for (int j = 0; j < step->table->nkey && step->kind != POS_STEP_MATCH; j++)
+			is_key = is_key ||
+				strcmp(step->columns[i], step->table->columns[j].remote) == 0;
+		if (!is_key)
+			append_column(sql, relation, step->columns[i]);
+	}
+	appendStringInfoChar(sql, ')');
+}
+
+/* Appends the value of a column of the rows. */
+static void
+append_value(StringInfo sql, PosPgRelation *relation, const char *column)
+{
+	PosPgAttribute *attribute = pos_pg_attribute(relation, column);
+
+	appendStringInfo(sql, "r.%s", quote_identifier(column));
+	if (is_json(attribute))
+		appendStringInfo(sql, "::%s", attribute->typename);
+}
+
+static void
+append_values(StringInfo sql, PosPgRelation *relation, PosStep *step)
+{
+	for (int i = 0; i < step->ncolumns; i++)
+	{
+		appendStringInfoString(sql, i > 0 ? ", " : "");
+		append_value(sql, relation, step->columns[i]);
+	}
+}
 
 /* Appends the key comparison of t with r. */
 static void
@@ -60,7 +126,7 @@ append_keys(StringInfo sql, PosPgRelation *relation, PosStep *step)
 		appendStringInfo(sql, "%s(%s)::text", i > 0 ? ", " : "",
 						 attribute->made_by);
 	}
-	appendStringInfo(sql, " FROM generate_series(1, %d)", step->nrows);
+	appendStringInfo(sql, " FROM pg_catalog.generate_series(1, %d)", step->nrows);
 }
 
 static void
@@ -70,16 +136,18 @@ append_match(StringInfo sql, PosPgRelation *relation, PosStep *step)
 	for (int i = 0; i < step->table->nkey; i++)
 		appendStringInfo(sql, ", t.%s::text",
 						 quote_identifier(step->table->columns[i].remote));
-	appendStringInfo(sql, " FROM json_array_elements($1::json) WITH ORDINALITY e(j, n),"
-					 " json_populate_record(NULL::%s, e.j) r JOIN %s t ON true",
-					 relation->type, relation->sql);
+	appendStringInfoString(sql, " FROM pg_catalog.json_array_elements($1::pg_catalog.json)"
+						   " WITH ORDINALITY e(j, n), ");
+	append_rows(sql, relation, step, "json_to_record(e.j)");
+	appendStringInfo(sql, " JOIN %s t ON true", relation->sql);
 	for (int i = 0; i < step->ncolumns; i++)
 	{
 		PosPgAttribute *attribute = pos_pg_attribute(relation, step->columns[i]);
 		const char *name = quote_identifier(step->columns[i]);
 
-		appendStringInfo(sql, " AND t.%s %s r.%s", name,
-						 attribute->notnull ? "=" : "IS NOT DISTINCT FROM", name);
+		appendStringInfo(sql, " AND t.%s %s ", name,
+						 attribute->notnull ? "=" : "IS NOT DISTINCT FROM");
+		append_value(sql, relation, step->columns[i]);
 	}
 	appendStringInfoString(sql, " ORDER BY e.n");
 }
@@ -103,9 +171,10 @@ statement(PosPgSession *session, PosStep *step)
 			appendStringInfo(&sql, "INSERT INTO %s (", relation->type);
 			append_names(&sql, "", step);
 			appendStringInfoString(&sql, ") OVERRIDING SYSTEM VALUE SELECT ");
-			append_names(&sql, "r.", step);
-			appendStringInfo(&sql, " FROM json_populate_recordset(NULL::%s, $1::json) r"
-							 " ON CONFLICT (", relation->type);
+			append_values(&sql, relation, step);
+			appendStringInfoString(&sql, " FROM ");
+			append_rows(&sql, relation, step, READ_ROWS);
+			appendStringInfoString(&sql, " ON CONFLICT (");
 			for (int i = 0; i < step->table->nkey; i++)
 				appendStringInfo(&sql, "%s%s", i > 0 ? ", " : "",
 								 quote_identifier(step->table->columns[i].remote));
@@ -117,22 +186,23 @@ statement(PosPgSession *session, PosStep *step)
 			{
 				const char *name = quote_identifier(step->columns[i]);
 
-				appendStringInfo(&sql, "%s%s = r.%s", i > 0 ? ", " : "", name,
-								 name);
+				appendStringInfo(&sql, "%s%s = ", i > 0 ? ", " : "", name);
+				append_value(&sql, relation, step->columns[i]);
 			}
-			appendStringInfo(&sql, " FROM json_populate_recordset(NULL::%s, $1::json) r"
-							 " WHERE ", relation->type);
+			appendStringInfoString(&sql, " FROM ");
+			append_rows(&sql, relation, step, READ_ROWS);
+			appendStringInfoString(&sql, " WHERE ");
 			append_key(&sql, step->table);
 			appendStringInfoString(&sql, " AND ROW(");
 			append_names(&sql, "t.", step);
 			appendStringInfoString(&sql, ")::record *<> ROW(");
-			append_names(&sql, "r.", step);
+			append_values(&sql, relation, step);
 			appendStringInfoString(&sql, ")::record");
 			break;
 		case POS_STEP_DELETE:
-			appendStringInfo(&sql, "DELETE FROM %s t USING"
-							 " json_populate_recordset(NULL::%s, $1::json) r"
-							 " WHERE ", relation->sql, relation->type);
+			appendStringInfo(&sql, "DELETE FROM %s t USING ", relation->sql);
+			append_rows(&sql, relation, step, READ_ROWS);
+			appendStringInfoString(&sql, " WHERE ");
 			append_key(&sql, step->table);
 			break;
 	}
@@ -225,7 +295,7 @@ try_write(PosPgSession *session, PosStep **steps, int nsteps, bool kept)
 
 	session->command = "BEGIN";
 	sent = PQenterPipelineMode(session->conn) && send(session, "BEGIN", NULL) &&
-		send(session, pos_pg_query_settings(session), NULL);
+		send(session, pos_pg_query_settings(session, true), NULL);
 	for (int i = 0; i < nsteps && sent; i++)
 	{
 		sent = send(session, statement(session, steps[i]),

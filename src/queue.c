@@ -55,6 +55,7 @@ typedef struct Capture
 	FmgrInfo   *output;			/* by attribute; fn_oid 0: not captured */
 	Oid		   *types;
 	char	  **labels;			/* "name": as JSON */
+	bool		spelled;		/* has values that more settings spell */
 } Capture;
 
 /*
@@ -137,6 +138,36 @@ find_key(Capture *capture, Relation rel)
 	SPI_finish();
 }
 
+/*
+ * Whether the text of a type's values depends on lc_monetary or search_path,
+ * or may, as in a composite.
+ */
+static bool
+is_spelled(Oid type)
+{
+	Oid			base = getBaseType(type);
+	Oid			element = get_element_type(base);
+
+	if (OidIsValid(element))
+		return is_spelled(element);
+	switch (base)
+	{
+		case MONEYOID:
+		case REGPROCOID:
+		case REGPROCEDUREOID:
+		case REGOPEROID:
+		case REGOPERATOROID:
+		case REGCLASSOID:
+		case REGCOLLATIONOID:
+		case REGTYPEOID:
+		case REGCONFIGOID:
+		case REGDICTIONARYOID:
+			return true;
+		default:
+			return type_is_rowtype(base);
+	}
+}
+
 /* Makes ready for the rows of one statement. */
 static Capture *
 prepare(FunctionCallInfo fcinfo, TriggerData *trigger)
@@ -172,6 +203,7 @@ prepare(FunctionCallInfo fcinfo, TriggerData *trigger)
 		getTypeOutputInfo(attr->atttypid, &output, &varlena);
 		fmgr_info(output, &capture->output[a]);
 		capture->types[a] = getBaseType(attr->atttypid);
+		capture->spelled = capture->spelled || is_spelled(attr->atttypid);
 		initStringInfo(&label);
 		escape_json(&label, NameStr(attr->attname));
 		appendStringInfoChar(&label, ':');
@@ -222,16 +254,18 @@ is_canonical(void)
 }
 
 static int
-make_canonical(void)
+make_canonical(Capture *capture)
 {
+	static const char *const settings[][2] = {
+		{"datestyle", "ISO"}, {"intervalstyle", "postgres"},
+		{"extra_float_digits", "1"}, {"lc_monetary", "C"},
+		{"search_path", "pg_catalog"}
+	};
 	int			nestlevel = NewGUCNestLevel();
 
-	(void) set_config_option("datestyle", "ISO", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("intervalstyle", "postgres", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("extra_float_digits", "1", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	for (int i = 0; i < (capture->spelled ? 5 : 3); i++)
+		(void) set_config_option(settings[i][0], settings[i][1], PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	return nestlevel;
 }
 
@@ -347,8 +381,8 @@ possync_capture(PG_FUNCTION_ARGS)
 		PG_RETURN_POINTER(NULL);
 	if (capture == NULL)
 		capture = prepare(fcinfo, trigger);
-	if (!is_canonical())
-		nestlevel = make_canonical();
+	if (capture->spelled || !is_canonical())
+		nestlevel = make_canonical(capture);
 
 	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
 		enqueue(capture, 'i', trigger->tg_trigslot, NULL);

@@ -96,10 +96,15 @@ pos_worker_push(Oid function, int16 model, int32 history)
 	PG_END_TRY();
 }
 
-/* Values are sent as text that every session writes and reads alike. */
+/*
+ * Values are sent as text that every session writes and reads alike; names in
+ * them are qualified.
+ */
 static void
 pin_settings(void)
 {
+	SetConfigOption("search_path", "pg_catalog", PGC_USERSET, PGC_S_OVERRIDE);
+	SetConfigOption("lc_monetary", "C", PGC_USERSET, PGC_S_OVERRIDE);
 	SetConfigOption("datestyle", "ISO", PGC_USERSET, PGC_S_OVERRIDE);
 	SetConfigOption("intervalstyle", "postgres", PGC_USERSET, PGC_S_OVERRIDE);
 	SetConfigOption("timezone", "UTC", PGC_USERSET, PGC_S_OVERRIDE);

@@ -357,4 +357,46 @@ foreach my $i (0 .. $#tables)
 }
 is((grep { $_->[4] > 0 } pull_all('')), 0, 'and nothing is left to do');
 
+# And back: the same values in rows of the till's, written in the odd settings
+# of its sessions, then changed, then gone.
+$master->safe_psql('postgres', 'GRANT pg_write_all_data TO clerk; ALTER DATABASE postgres SET datestyle = $$SQL, DMY$$');
+my $push = "SELECT status, rows_created, rows_updated, error, error_context FROM possync_push('t001');";
+$till->safe_psql('postgres', join "\n", map { "SELECT FROM possync_queue('$_->[0]');" } @tables);
+$till->safe_psql('postgres', join "\n", map {
+	my $columns = $_->[0] eq 'large' ? 't, e, j, b, a, c, n, x, h' : 'v, a';
+	"INSERT INTO $_->[0] (code, $columns) SELECT 'sold ' || code, $columns FROM $_->[0];"
+} @tables);
+my ($waiting) = $till->safe_psql('postgres', 'SELECT count(*) FROM synchronize_queue');
+like($till->safe_psql('postgres', $push), qr/^ok\|$waiting\|0\|/, "$waiting rows pushed");
+is($till->safe_psql('postgres', 'SELECT model, reason, message, detail FROM synchronize_quarantine'), '', 'none was refused');
+
+# The encoding that an XML document once had stays here.
+sub neutral { return $_[0] =~ s/<\?xml version="1.0" encoding="UTF-8"\?>| encoding="ISO-8859-1"//gr =~ s/\|(?:72|89)\|1\|1$/|xml|1|1/gmr =~ s/\|(?:34|67)\|1\|1$/|xml|1|1/gmr; }
+($there, $here) = (content_of($master), content_of($till));
+foreach (@tables)
+{
+	my ($name, $type) = @$_;
+	is(neutral($there->{$name}), neutral($here->{$name}), "$type: the same values pushed");
+}
+
+$till->safe_psql('postgres', join "\n", map {
+	my @columns = $_->[0] eq 'large' ? qw(t e j b a c n x h) : qw(v a);
+	my $list = join ', ', @columns;
+	my $other = join ', ', map { "o.$_" } @columns;
+	"UPDATE $_->[0] t SET ($list) = ROW($other) FROM"
+	  . " (SELECT id, lag(id) OVER (ORDER BY id) AS next FROM $_->[0] WHERE code LIKE 'sold %') n"
+	  . " JOIN $_->[0] o ON o.id = n.next WHERE t.id = n.id;"
+} @tables);
+like($till->safe_psql('postgres', $push), qr/^ok\|0\|/, 'values change places');
+($there, $here) = (content_of($master), content_of($till));
+foreach (@tables)
+{
+	my ($name, $type) = @$_;
+	is(neutral($there->{$name}), neutral($here->{$name}), "$type: the same values updated");
+}
+
+$till->safe_psql('postgres', join "\n", map { "DELETE FROM $_->[0] WHERE code LIKE 'sold %';" } @tables);
+like($till->safe_psql('postgres', $push), qr/^ok\|0\|/, 'rows are gone');
+is_deeply(content_of($master), content_of($till), 'at the master, too');
+
 done_testing();
