@@ -1580,6 +1580,14 @@ CREATE FUNCTION @extschema@.possync_capture() RETURNS trigger
 AS 'MODULE_PATHNAME' LANGUAGE C;
 COMMENT ON FUNCTION @extschema@.possync_capture() IS 'trigger of queued tables, made by possync_queue: queues the row for pushing';
 
+/* What backends know about capturing they find out anew when models change. */
+CREATE FUNCTION @extschema@._possync_forget_captures() RETURNS trigger
+AS 'MODULE_PATHNAME', 'possync_forget_captures' LANGUAGE C;
+COMMENT ON FUNCTION @extschema@._possync_forget_captures() IS 'internal: tells all backends that models have changed';
+
+CREATE TRIGGER synchronize_captures AFTER UPDATE OR DELETE OR TRUNCATE ON @extschema@.synchronize_model
+	EXECUTE FUNCTION @extschema@._possync_forget_captures();
+
 /*
  * possync_refuse_truncate
  *		Trigger of queued tables: TRUNCATE tells nobody which rows are gone.

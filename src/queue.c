@@ -30,8 +30,11 @@
 #include "utils/float.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
@@ -42,21 +45,50 @@ enum
 	COL_IMAGE, COL_QUEUED_AT, COL_BEFORE, NCOLS
 };
 
-/* What the trigger keeps for one statement */
+/* A captured column */
+typedef struct Column
+{
+	AttrNumber	attnum;
+	Oid			type;			/* no domain */
+	FmgrInfo	output;
+	int			label;			/* "name": as JSON, from the Capture's begin */
+	int			labellen;
+} Column;
+
+/*
+ * How a table is captured: one piece of memory, so that it is copied with one
+ * call.
+ */
 typedef struct Capture
 {
+	Size		size;
 	int16		model;
 	Oid			queue;
 	Oid			sequence;
+	bool		integer;		/* the key is one integer */
 	int			nkey;
 	AttrNumber	key[INDEX_MAX_KEYS];
 	Oid			keytypes[INDEX_MAX_KEYS];
-	int			natts;
-	FmgrInfo   *output;			/* by attribute; fn_oid 0: not captured */
-	Oid		   *types;
-	char	  **labels;			/* "name": as JSON */
 	bool		spelled;		/* has values that more settings spell */
+	int			ncolumns;
+	Column		columns[FLEXIBLE_ARRAY_MEMBER];
 } Capture;
+
+/*
+ * What this backend knows about capturing, by trigger: finding it out costs
+ * more than queuing a row.  Changes of the table and of synchronize_model make
+ * an entry invalid.
+ */
+typedef struct KnownCapture
+{
+	Oid			trigger;
+	Oid			table;
+	Oid			models;			/* synchronize_model */
+	bool		valid;
+	Capture    *capture;		/* NULL if it could not be found out */
+} KnownCapture;
+
+static HTAB *known = NULL;
 
 /*
  * While possync itself writes to the user's tables: the depth of triggers at
@@ -132,9 +164,11 @@ find_key(Capture *capture, Relation rel)
 							name, RelationGetRelationName(rel)),
 					 errhint("Remove the model with possync_remove_model and add it again.")));
 		capture->key[capture->nkey] = attnum;
-		capture->keytypes[capture->nkey++] = get_atttype(RelationGetRelid(rel),
-														 attnum);
+		capture->keytypes[capture->nkey++] =
+			getBaseType(get_atttype(RelationGetRelid(rel), attnum));
 	}
+	capture->integer = capture->nkey == 1 &&
+		pos_key_is_integer(capture->keytypes[0]);
 	SPI_finish();
 }
 
@@ -168,81 +202,167 @@ is_spelled(Oid type)
 	}
 }
 
+/* Finds out how a table is captured; lives in the current memory context. */
+static Capture *
+find_out(FunctionCallInfo fcinfo, TriggerData *trigger)
+{
+	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
+	Size		size = offsetof(Capture, columns) + desc->natts * sizeof(Column);
+	Capture    *capture = palloc0(size);
+	StringInfoData labels;
+
+	capture->model = pg_strtoint16(trigger->tg_trigger->tgargs[0]);
+	capture->queue = pos_store_relid("synchronize_queue");
+	capture->sequence = pos_store_relid("synchronize_queue_id_seq");
+	find_key(capture, trigger->tg_relation);
+
+	initStringInfo(&labels);
+	for (int a = 0; a < desc->natts; a++)
+	{
+		Form_pg_attribute attr = TupleDescAttr(desc, a);
+		Column	   *column = &capture->columns[capture->ncolumns];
+		Oid			output;
+		bool		varlena;
+
+		if (attr->attisdropped || attr->attgenerated)
+			continue;
+		capture->ncolumns++;
+		column->attnum = attr->attnum;
+		column->type = getBaseType(attr->atttypid);
+		capture->spelled = capture->spelled || is_spelled(attr->atttypid);
+		getTypeOutputInfo(attr->atttypid, &output, &varlena);
+		fmgr_info(output, &column->output);
+		column->label = size + labels.len;
+		escape_json(&labels, NameStr(attr->attname));
+		appendStringInfoChar(&labels, ':');
+		column->labellen = size + labels.len - column->label;
+	}
+	capture->size = size + labels.len;
+	capture = repalloc(capture, capture->size);
+	memcpy((char *) capture + size, labels.data, labels.len);
+	pfree(labels.data);
+	return capture;
+}
+
+/* Relation cache callback: forgets what may have changed. */
+static void
+forget(Datum arg, Oid relid)
+{
+	HASH_SEQ_STATUS status;
+	KnownCapture *entry;
+
+	hash_seq_init(&status, known);
+	while ((entry = hash_seq_search(&status)) != NULL)
+		if (relid == InvalidOid || relid == entry->table ||
+			relid == entry->models)
+			entry->valid = false;
+}
+
+/* Returns what is known of a trigger, up to date. */
+static Capture *
+get_known(FunctionCallInfo fcinfo, TriggerData *trigger)
+{
+	KnownCapture *entry;
+	MemoryContext old;
+	bool		found;
+
+	if (known == NULL)
+	{
+		HASHCTL		ctl = {.keysize = sizeof(Oid),.entrysize = sizeof(KnownCapture)};
+
+		known = hash_create("possync captures", 16, &ctl, HASH_ELEM | HASH_BLOBS);
+		CacheRegisterRelcacheCallback(forget, (Datum) 0);
+	}
+	entry = hash_search(known, &trigger->tg_trigger->tgoid, HASH_ENTER, &found);
+	if (found && entry->valid && entry->capture != NULL)
+		return entry->capture;
+
+	if (found && entry->capture != NULL)
+		pfree(entry->capture);
+	entry->capture = NULL;
+	pos_store_init(fcinfo->flinfo->fn_oid);
+	entry->table = RelationGetRelid(trigger->tg_relation);
+	entry->models = pos_store_relid("synchronize_model");
+	entry->valid = true;		/* an invalidation may arrive from here on */
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	entry->capture = find_out(fcinfo, trigger);
+	MemoryContextSwitchTo(old);
+	return entry->capture;
+}
+
 /* Makes ready for the rows of one statement. */
 static Capture *
 prepare(FunctionCallInfo fcinfo, TriggerData *trigger)
 {
-	MemoryContext old = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
-	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
-	Capture    *capture = palloc0(sizeof(Capture));
+	Capture    *template;
+	Capture    *capture;
 
 	if (trigger->tg_trigger->tgnargs != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("possync_capture needs the number of a model"),
 				 errhint("possync_queue creates the trigger.")));
-	pos_store_init(fcinfo->flinfo->fn_oid);
-	capture->model = pg_strtoint16(trigger->tg_trigger->tgargs[0]);
-	capture->queue = pos_store_relid("synchronize_queue");
-	capture->sequence = pos_store_relid("synchronize_queue_id_seq");
-	find_key(capture, trigger->tg_relation);
+	template = get_known(fcinfo, trigger);
 
-	capture->natts = desc->natts;
-	capture->output = palloc0(desc->natts * sizeof(FmgrInfo));
-	capture->types = palloc0(desc->natts * sizeof(Oid));
-	capture->labels = palloc0(desc->natts * sizeof(char *));
-	for (int a = 0; a < desc->natts; a++)
-	{
-		Form_pg_attribute attr = TupleDescAttr(desc, a);
-		StringInfoData label;
-		Oid			output;
-		bool		varlena;
-
-		if (attr->attisdropped || attr->attgenerated)
-			continue;
-		getTypeOutputInfo(attr->atttypid, &output, &varlena);
-		fmgr_info(output, &capture->output[a]);
-		capture->types[a] = getBaseType(attr->atttypid);
-		capture->spelled = capture->spelled || is_spelled(attr->atttypid);
-		initStringInfo(&label);
-		escape_json(&label, NameStr(attr->attname));
-		appendStringInfoChar(&label, ':');
-		capture->labels[a] = label.data;
-	}
-	MemoryContextSwitchTo(old);
+	/* output functions keep things between calls, in fn_mcxt */
+	capture = MemoryContextAlloc(fcinfo->flinfo->fn_mcxt, template->size);
+	memcpy(capture, template, template->size);
+	for (int i = 0; i < capture->ncolumns; i++)
+		capture->columns[i].output.fn_mcxt = fcinfo->flinfo->fn_mcxt;
 	fcinfo->flinfo->fn_extra = capture;
 	return capture;
 }
 
+PG_FUNCTION_INFO_V1(possync_forget_captures);
+
+/*
+ * _possync_forget_captures() returns trigger
+ *
+ * Trigger of synchronize_model: tells all backends that models have changed.
+ */
+Datum
+possync_forget_captures(PG_FUNCTION_ARGS)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("possync_forget_captures is a trigger")));
+	CacheInvalidateRelcache(((TriggerData *) fcinfo->context)->tg_relation);
+	PG_RETURN_POINTER(NULL);
+}
+
 /* Appends one value as a JSON string. */
 static void
-append_value(StringInfo buf, Oid type, FmgrInfo *output, Datum value)
+append_value(StringInfo buf, Column *column, Datum value)
 {
-	char		date[MAXDATELEN + 1];
-	char		number[MAXINT8LEN + 1];
+	char		text[MAXDATELEN + 3];
+	int			len;
 
-	switch (type)
+	text[0] = '"';
+	switch (column->type)
 	{
 		case INT8OID:
-			pg_lltoa(DatumGetInt64(value), number);
-			appendStringInfo(buf, "\"%s\"", number);
+			len = pg_lltoa(DatumGetInt64(value), text + 1);
 			break;
 		case INT4OID:
-			pg_ltoa(DatumGetInt32(value), number);
-			appendStringInfo(buf, "\"%s\"", number);
+			len = pg_ltoa(DatumGetInt32(value), text + 1);
 			break;
 		case BOOLOID:
-			appendStringInfoString(buf, DatumGetBool(value) ? "\"t\"" : "\"f\"");
+			text[1] = DatumGetBool(value) ? 't' : 'f';
+			len = 1;
 			break;
 		case DATEOID:
 		case TIMESTAMPOID:
 		case TIMESTAMPTZOID:
-			appendStringInfo(buf, "\"%s\"",
-							 JsonEncodeDateTime(date, value, type, NULL));
+			(void) JsonEncodeDateTime(text + 1, value, column->type, NULL);
+			len = strlen(text + 1);
 			break;
 		default:
-			escape_json(buf, OutputFunctionCall(output, value));
+			escape_json(buf, OutputFunctionCall(&column->output, value));
+			return;
 	}
+	text[len + 1] = '"';
+	appendBinaryStringInfo(buf, text, len + 2);
 }
 
 /* Whether this session writes values in the form that every session reads. */
@@ -276,38 +396,32 @@ row_image(Capture *capture, TupleTableSlot *slot)
 	StringInfoData buf;
 
 	initStringInfo(&buf);
+	buf.len = VARHDRSZ;
 	appendStringInfoChar(&buf, '{');
-	for (int a = 0; a < capture->natts; a++)
+	for (int i = 0; i < capture->ncolumns; i++)
 	{
+		Column	   *column = &capture->columns[i];
 		bool		isnull;
-		Datum		value;
+		Datum		value = slot_getattr(slot, column->attnum, &isnull);
 
-		if (capture->labels[a] == NULL)
-			continue;
-		value = slot_getattr(slot, a + 1, &isnull);
 		if (isnull)
 			continue;
-		if (buf.len > 1)
+		if (buf.len > VARHDRSZ + 1)
 			appendStringInfoChar(&buf, ',');
-		appendStringInfoString(&buf, capture->labels[a]);
-		append_value(&buf, capture->types[a], &capture->output[a], value);
+		appendBinaryStringInfo(&buf, (char *) capture + column->label,
+							   column->labellen);
+		append_value(&buf, column, value);
 	}
 	appendStringInfoChar(&buf, '}');
-	return PointerGetDatum(cstring_to_text_with_len(buf.data, buf.len));
+	SET_VARSIZE(buf.data, buf.len);
+	return PointerGetDatum(buf.data);
 }
 
-/* Queues one row; before is what an update changed, or NULL. */
-static void
-enqueue(Capture *capture, char operation, TupleTableSlot *slot,
-		TupleTableSlot *before)
+/* Returns the key of a row. */
+static Datum
+row_key(Capture *capture, TupleTableSlot *slot)
 {
-	Relation	queue = table_open(capture->queue, RowExclusiveLock);
 	Datum		keys[INDEX_MAX_KEYS];
-	Datum		values[NCOLS];
-	bool		nulls[NCOLS] = {false};
-	bool		integer = capture->nkey == 1 &&
-	pos_key_is_integer(getBaseType(capture->keytypes[0]));
-	HeapTuple	tuple;
 
 	for (int i = 0; i < capture->nkey; i++)
 	{
@@ -319,15 +433,29 @@ enqueue(Capture *capture, char operation, TupleTableSlot *slot,
 					(errcode(ERRCODE_NOT_NULL_VIOLATION),
 					 errmsg("a queued row has a null in its key")));
 	}
+	if (capture->integer)
+		return pos_key_from_integer(capture->keytypes[0], keys[0]);
+	return pos_key_from_values(capture->nkey, capture->keytypes, keys);
+}
+
+/* Queues one row; before is what an update changed, or NULL. */
+static void
+enqueue(Capture *capture, char operation, TupleTableSlot *slot,
+		TupleTableSlot *before)
+{
+	Relation	queue = table_open(capture->queue, RowExclusiveLock);
+	Datum		values[NCOLS];
+	bool		nulls[NCOLS] = {false};
+	HeapTuple	tuple;
+
 	values[COL_TXID] =
 		UInt64GetDatum(U64FromFullTransactionId(GetTopFullTransactionId()));
 	values[COL_ID] = Int64GetDatum(nextval_internal(capture->sequence, false));
 	values[COL_MODEL] = Int16GetDatum(capture->model);
 	values[COL_OPERATION] = CharGetDatum(operation);
-	values[COL_KEY] = values[COL_KEY_TEXT] =
-		pos_key_from_values(capture->nkey, capture->keytypes, keys);
-	nulls[COL_KEY] = !integer;
-	nulls[COL_KEY_TEXT] = integer;
+	values[COL_KEY] = values[COL_KEY_TEXT] = row_key(capture, slot);
+	nulls[COL_KEY] = !capture->integer;
+	nulls[COL_KEY_TEXT] = capture->integer;
 	values[COL_IMAGE] = row_image(capture, slot);
 	nulls[COL_BEFORE] = before == NULL;
 	if (before != NULL)
