@@ -99,11 +99,25 @@ attempt(PosRun *run)
 	return error;
 }
 
+/* Makes a run ready for another attempt. */
+static void
+start_over(PosRun *run, const char *model)
+{
+	run->has_snapshot = false;
+	run->rejects = NULL;
+	run->nrejects = 0;
+	run->translations = NULL;
+	pos_tree_close(run->tree);
+	run->tree = pos_tree_load(model, false);
+}
+
 /*
  * Carries out a pull.  Returns the error it failed with, or NULL.
  *
  * Somebody may have deleted here what new rows refer to, and as it did not
- * change at the source it was not read.  Then all is read again, once.
+ * change at the source it was not read.  Then all is read again, once.  If it is
+ * the content of rows that stands in the way, these are left out in one more
+ * attempt.
  */
 static ErrorData *
 pull(PosRun *run, const char *model, bool raise)
@@ -113,12 +127,13 @@ pull(PosRun *run, const char *model, bool raise)
 	if (error != NULL && error->sqlerrcode == ERRCODE_FOREIGN_KEY_VIOLATION)
 	{
 		run->anew = true;
-		run->has_snapshot = false;
-		run->rejects = NULL;
-		run->nrejects = 0;
-		run->translations = NULL;
-		pos_tree_close(run->tree);
-		run->tree = pos_tree_load(model, false);
+		start_over(run, model);
+		error = attempt(run);
+	}
+	if (error != NULL && pos_careful_is_content(error->sqlerrcode))
+	{
+		run->careful = true;
+		start_over(run, model);
 		error = attempt(run);
 	}
 	if (error != NULL && (raise || !is_reportable(error)))

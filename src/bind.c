@@ -227,6 +227,62 @@ receive_row(PosRun *run, PosModel *model, bool all_new, Datum *values,
 	}
 }
 
+/* What is needed to receive rows of a model */
+typedef struct Reception
+{
+	PosModel   *model;
+	bool		all_new;		/* nothing is known and nothing can match */
+	Datum	   *wire;
+	bool	   *wirenulls;
+	Datum	   *values;
+	bool	   *nulls;
+	bool		more;
+} Reception;
+
+/* Receives one row; more tells whether there was one. */
+static void
+receive_one(PosRun *run, void *argument)
+{
+	Reception  *r = argument;
+	PosReference *missing;
+	bool		pending;
+
+	r->more = run->connection->ops->next(run->connection, r->wire, r->wirenulls);
+	if (!r->more)
+		return;
+	r->model->counts.read++;
+	missing = pos_translate_row(run, r->model, r->wire, r->wirenulls, r->values,
+								r->nulls, &pending);
+	if (missing != NULL)
+		pos_translate_reject(run, r->model, missing, r->values, r->nulls);
+	else
+		receive_row(run, r->model, r->all_new, r->values, r->nulls,
+					pending && !run->careful);
+}
+
+/*
+ * Leaves out a row that could not be received.  All that may be known of it is
+ * its key, whose columns come first; without it the pull cannot go on.
+ */
+static void
+leave_unreceived_out(PosRun *run, Reception *r, ErrorData *error)
+{
+	PosModel   *model = r->model;
+	char	   *message = pos_careful_message(error);
+
+	if (run->connection->broken)
+		ReThrowError(error);
+	for (int i = 0; i < model->nkey; i++)
+		if (r->wirenulls[i])
+			ReThrowError(error);
+	if (error->context != NULL)
+		message = psprintf("%s; %s", message, error->context);
+	memset(r->nulls, true, model->stage->natts * sizeof(bool));
+	pos_quarantine_reject(run, model, model->nkey == 1 ? r->wire[0] :
+						  pos_key_from_parts(model->nkey, r->wire), "error",
+						  message, NIL, r->values, r->nulls);
+}
+
 /*
  * Receives all rows of a model from the connection, which delivers none for a
  * model of a cycle in which only others changed.  Rows that refer to something
@@ -235,13 +291,15 @@ receive_row(PosRun *run, PosModel *model, bool all_new, Datum *values,
 void
 pos_bind_receive(PosRun *run, PosModel *model)
 {
-	const PosConnectionOps *ops = run->connection->ops;
 	int			natts = model->stage->natts;
-	Datum	   *wire = palloc(model->table.ncolumns * sizeof(Datum));
-	bool	   *wirenulls = palloc(model->table.ncolumns * sizeof(bool));
-	Datum	   *values = palloc(natts * sizeof(Datum));
-	bool	   *nulls = palloc(natts * sizeof(bool));
-	bool		all_new;
+	Reception	reception = {
+		.model = model,
+		.wire = palloc(model->table.ncolumns * sizeof(Datum)),
+		.wirenulls = palloc(model->table.ncolumns * sizeof(bool)),
+		.values = palloc(natts * sizeof(Datum)),
+		.nulls = palloc(natts * sizeof(bool)),
+		.more = true
+	};
 	MemoryContext old;
 
 	model->known = pos_rowset_create(psprintf("possync_known_%d", model->id),
@@ -251,31 +309,24 @@ pos_bind_receive(PosRun *run, PosModel *model)
 	model->creates = pos_rowset_create(psprintf("possync_creates_%d", model->id),
 									   model->stage);
 	model->empty = is_empty(model);
-	all_new = model->empty && !model->component->inner &&
-		model->on_unknown != POS_MATCH_ONLY;
+	reception.all_new = model->empty && !model->component->inner &&
+		model->on_unknown != POS_MATCH_ONLY && !run->careful;
 
 	old = MemoryContextSwitchTo(run->row);
-	while (model->table.changed)
+	while (model->table.changed && reception.more)
 	{
-		PosReference *missing;
-		bool		pending;
+		ErrorData  *error = NULL;
 
 		MemoryContextReset(run->row);
-		if (!ops->next(run->connection, wire, wirenulls))
-			break;
-		model->counts.read++;
-		missing = pos_translate_row(run, model, wire, wirenulls, values, nulls,
-									&pending);
-		if (missing != NULL)
-			pos_translate_reject(run, model, missing, values, nulls);
+		memset(reception.wirenulls, true, model->table.ncolumns * sizeof(bool));
+		if (run->careful)
+			error = pos_careful_try(run, receive_one, &reception);
 		else
-			receive_row(run, model, all_new, values, nulls, pending);
+			receive_one(run, &reception);
+		if (error != NULL)
+			leave_unreceived_out(run, &reception, error);
 	}
 	MemoryContextSwitchTo(old);
-	pfree(wire);
-	pfree(wirenulls);
-	pfree(values);
-	pfree(nulls);
 }
 
 /*

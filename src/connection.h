@@ -209,6 +209,7 @@ struct PosConnection
 {
 	const PosConnectionOps *ops;
 	ForeignServer *server;
+	bool		broken;			/* the read that was begun cannot go on */
 };
 
 /* in connection.c */

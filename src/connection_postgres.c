@@ -112,6 +112,7 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 		}
 	} while (attempt != ATTEMPT_DONE);
 
+	session->base.broken = false;
 	snapshot->now = session->now;
 	snapshot->complete = session->complete;
 	snapshot->source = pstrdup(session->source);
@@ -224,9 +225,10 @@ next(PosConnection *connection, Datum *values, bool *nulls)
 		if (len == 2 && memcmp(row, "\377\377", 2) == 0)
 			continue;
 
+		/* the row is taken: if it cannot be converted, others can */
+		pos_pg_session_leave(session);
 		pos_pg_convert(session->plans[session->current], row, len,
 					   values, nulls);
-		pos_pg_session_leave(session);
 		return true;
 	}
 

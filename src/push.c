@@ -714,27 +714,6 @@ push_batch(PosPush *push, int ntxids, Datum *txids, bool match_all)
 	pos_fault_point("push confirmed");
 }
 
-/*
- * Whether an error is about the content of what was sent, so that it concerns
- * some transactions and not the push as a whole.
- */
-static bool
-is_about_content(int sqlerrcode)
-{
-	switch (ERRCODE_TO_CATEGORY(sqlerrcode))
-	{
-		case ERRCODE_DATA_EXCEPTION:
-		case ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION:
-		case ERRCODE_CARDINALITY_VIOLATION:
-		case ERRCODE_TRIGGERED_ACTION_EXCEPTION:
-		case ERRCODE_PLPGSQL_ERROR:
-		case ERRCODE_WITH_CHECK_OPTION_VIOLATION:
-			return true;
-		default:
-			return false;
-	}
-}
-
 /* Tries a batch.  Returns the error it failed with, or NULL. */
 static ErrorData *
 try_batch(PosPush *push, int ntxids, Datum *txids, bool match_all)
@@ -754,7 +733,7 @@ try_batch(PosPush *push, int ntxids, Datum *txids, bool match_all)
 		AbortOutOfAnyTransaction();
 	}
 	PG_END_TRY();
-	if (error != NULL && !is_about_content(error->sqlerrcode))
+	if (error != NULL && !pos_careful_is_content(error->sqlerrcode))
 		ReThrowError(error);
 	return error;
 }

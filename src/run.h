@@ -17,6 +17,7 @@ typedef struct PosRun
 								 * here */
 	bool		push;			/* the source is here, the target there */
 	bool		dry;			/* find out what would be done, and do nothing */
+	bool		careful;		/* leave bad rows out, see careful.c */
 	bool		anew;			/* read everything, whatever the positions say */
 	PosTree    *tree;
 	PosConnection *connection;
@@ -108,6 +109,19 @@ extern void pos_write_create(PosRun *run, PosModel *model, Datum *values,
 							 bool *nulls);
 extern void pos_write_flush(PosRun *run, PosComponent *component);
 extern void pos_write_close(PosModel *model);
+
+/* in careful.c: bad rows are found and left out */
+typedef void (*PosCareful) (PosRun *run, void *argument);
+extern bool pos_careful_is_content(int sqlerrcode);
+extern ErrorData *pos_careful_try(PosRun *run, PosCareful function,
+								  void *argument);
+extern void pos_careful_write(PosRun *run, PosModel *model,
+							  PosRowset *gathered, PosCareful function,
+							  bool created);
+extern void pos_careful_write_component(PosRun *run, List *models,
+										PosRowset **gathered, PosCareful all,
+										PosCareful one);
+extern char *pos_careful_message(ErrorData *error);
 
 /* in prove.c: foreign keys proven instead of checked */
 extern bool pos_prove_has_code(Relation rel);

@@ -34,6 +34,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
 /* Memory for the hash tables of one run, in bytes */
@@ -103,6 +104,7 @@ typedef struct PosTranslations
 	Relation	rel;
 	TupleTableSlot *slot;
 	MemoryContext scans;		/* of what index scans allocate as they go */
+	ResourceOwner owner;		/* of the buffers that they pin */
 	MemoryContext context;		/* of the hash tables */
 	Lookup		remote;
 	Lookup		local;
@@ -140,6 +142,7 @@ pos_translation_open(PosRun *run)
 						RowExclusiveLock);
 	t->slot = table_slot_create(t->rel, NULL);
 	t->scans = CurrentMemoryContext;
+	t->owner = CurrentResourceOwner;
 	t->context = AllocSetContextCreate(CurrentMemoryContext,
 									   "possync translations",
 									   ALLOCSET_DEFAULT_SIZES);
@@ -196,19 +199,23 @@ check_visible(TupleTableSlot *slot)
 /*
  * Finds one key; the row found stands in the slot.
  *
- * Callers work row by row, but what a scan allocates on its way, as for the
- * dead rows it finds, lives as long as the scan.
+ * Callers work row by row, maybe in a subtransaction for each, but what a scan
+ * allocates on its way, as for the dead rows it finds, and the buffers that it
+ * pins live as long as the scan.
  */
 static bool
 search(PosTranslations *t, Lookup *lookup, PosModel *model, Datum key)
 {
 	MemoryContext old = MemoryContextSwitchTo(t->scans);
+	ResourceOwner owner = CurrentResourceOwner;
 	bool		found;
 
+	CurrentResourceOwner = t->owner;
 	lookup->keys[0].sk_argument = Int16GetDatum(model->id);
 	lookup->keys[1].sk_argument = key;
 	index_rescan(lookup->scan, lookup->keys, 2, NULL, 0);
 	found = index_getnext_slot(lookup->scan, ForwardScanDirection, t->slot);
+	CurrentResourceOwner = owner;
 	MemoryContextSwitchTo(old);
 	if (found)
 		check_visible(t->slot);

@@ -58,7 +58,7 @@ open_writer(PosRun *run, PosModel *model)
 	old = MemoryContextSwitchTo(run->context);
 	writer = model->writer = palloc0(sizeof(PosWriter));
 	writer->rel = table_open(model->relid, RowExclusiveLock);
-	if (component_is_bulk(model->component))
+	if (!run->careful && component_is_bulk(model->component))
 	{
 		AttrNumber *columns = palloc(model->nwritten * sizeof(AttrNumber));
 
@@ -149,12 +149,12 @@ reject_suppressed(PosRun *run, PosModel *model, PosRowset *inserts)
  * single one, else all of them as parts of one WITH.
  */
 static void
-run_inserts(PosRun *run, List *models)
+insert_gathered(PosRun *run, void *argument)
 {
+	List	   *models = argument;
 	StringInfoData sql;
 	ListCell   *lc;
 
-	pos_translation_flush(run);
 	initStringInfo(&sql);
 	if (list_length(models) == 1)
 		append_insert(&sql, linitial(models));
@@ -201,6 +201,37 @@ check_domains(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 	}
 }
 
+/* Inserts the gathered rows of one model. */
+static void
+insert_model(PosRun *run, void *argument)
+{
+	insert_gathered(run, list_make1(argument));
+}
+
+/* Inserts the gathered rows of some models, of one or of a whole component. */
+static void
+run_inserts(PosRun *run, List *models)
+{
+	PosModel   *first = linitial(models);
+
+	pos_translation_flush(run);
+	if (!run->careful)
+		insert_gathered(run, models);
+	else if (!first->component->inner)
+		pos_careful_write(run, first, first->writer->inserts, insert_model, true);
+	else
+	{
+		PosRowset **gathered = palloc(list_length(models) * sizeof(PosRowset *));
+		ListCell   *lc;
+
+		foreach(lc, models)
+			gathered[foreach_current_index(lc)] =
+			((PosModel *) lfirst(lc))->writer->inserts;
+		pos_careful_write_component(run, models, gathered, insert_gathered,
+									insert_model);
+	}
+}
+
 /* Takes a row to be inserted. */
 static void
 insert(PosRun *run, PosModel *model, Datum *values, bool *nulls)
@@ -240,13 +271,13 @@ pos_write_create(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 }
 
 static void
-run_updates(PosModel *model, PosWriter *writer)
+update_gathered(PosRun *run, void *argument)
 {
+	PosModel   *model = argument;
+	PosWriter  *writer = model->writer;
 	int64		n = pos_rowset_count(writer->updates);
 	int64		done;
 
-	if (n == 0)
-		return;
 	done = pos_update_rows(model, writer->updates);
 	model->counts.updated += done;
 	if (done < n)
@@ -259,6 +290,20 @@ run_updates(PosModel *model, PosWriter *writer)
 	pos_rowset_clear(writer->updates);
 }
 
+/* Updates the gathered rows of a model. */
+static void
+run_updates(PosRun *run, PosModel *model)
+{
+	PosRowset  *updates = model->writer->updates;
+
+	if (pos_rowset_count(updates) == 0)
+		return;
+	if (run->careful)
+		pos_careful_write(run, model, updates, update_gathered, false);
+	else
+		update_gathered(run, model);
+}
+
 /* Takes a row that differs from its local one. */
 static void
 update(PosRun *run, PosModel *model, Datum *values, bool *nulls)
@@ -269,7 +314,7 @@ update(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 	pos_rowset_put(writer->updates, values, nulls);
 	if (pos_rowset_count(writer->updates) >= STATEMENT_ROWS &&
 		!model->component->inner)
-		run_updates(model, writer);
+		run_updates(run, model);
 }
 
 /* Opens the numbers of known rows that differ from the local ones. */
@@ -470,7 +515,7 @@ pos_write_close(PosModel *model)
 }
 
 static void
-flush_updates(PosComponent *component)
+flush_updates(PosRun *run, PosComponent *component)
 {
 	ListCell   *lc;
 
@@ -479,7 +524,7 @@ flush_updates(PosComponent *component)
 		PosModel   *model = lfirst(lc);
 
 		if (model->writer != NULL)
-			run_updates(model, model->writer);
+			run_updates(run, model);
 	}
 }
 
@@ -492,9 +537,9 @@ void
 pos_write_flush(PosRun *run, PosComponent *component)
 {
 	if (!component->inner)
-		flush_updates(component);
+		flush_updates(run, component);
 	flush_bulks(component);
 	flush_inserts(run, component);
 	if (component->inner)
-		flush_updates(component);
+		flush_updates(run, component);
 }
