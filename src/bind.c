@@ -247,10 +247,13 @@ receive_one(PosRun *run, void *argument)
 	PosReference *missing;
 	bool		pending;
 
+	r->model->counts.read++;
 	r->more = run->connection->ops->next(run->connection, r->wire, r->wirenulls);
 	if (!r->more)
+	{
+		r->model->counts.read--;
 		return;
-	r->model->counts.read++;
+	}
 	missing = pos_translate_row(run, r->model, r->wire, r->wirenulls, r->values,
 								r->nulls, &pending);
 	if (missing != NULL)

@@ -145,6 +145,36 @@ reject_suppressed(PosRun *run, PosModel *model, PosRowset *inserts)
 }
 
 /*
+ * Checks translated values against their domains; all others have been through
+ * an input function or a cast.
+ */
+static void
+check_domains(PosRun *run, PosModel *model, Datum *values, bool *nulls)
+{
+	ListCell   *lc;
+
+	foreach(lc, model->domains)
+	{
+		PosField   *field = lfirst(lc);
+
+		domain_check(values[field->staged], nulls[field->staged], field->type,
+					 &field->domain, run->context);
+	}
+}
+
+/* Checks the domains of gathered rows. */
+static void
+check_gathered(PosRun *run, PosModel *model, PosRowset *rows)
+{
+	Datum	   *values;
+	bool	   *nulls;
+
+	pos_rowset_rewind(rows);
+	while (pos_rowset_next(rows, &values, &nulls))
+		check_domains(run, model, values, nulls);
+}
+
+/*
  * Inserts the gathered rows of some models as one statement: an INSERT for a
  * single one, else all of them as parts of one WITH.
  */
@@ -155,6 +185,10 @@ insert_gathered(PosRun *run, void *argument)
 	StringInfoData sql;
 	ListCell   *lc;
 
+	if (run->careful)
+		foreach(lc, models)
+			check_gathered(run, lfirst(lc),
+						   ((PosModel *) lfirst(lc))->writer->inserts);
 	initStringInfo(&sql);
 	if (list_length(models) == 1)
 		append_insert(&sql, linitial(models));
@@ -180,24 +214,6 @@ insert_gathered(PosRun *run, void *argument)
 		if (pos_prove_has_code(model->rel))
 			reject_suppressed(run, model, model->writer->inserts);
 		pos_rowset_clear(model->writer->inserts);
-	}
-}
-
-/*
- * Checks translated values against their domains; all others have been through
- * an input function or a cast.
- */
-static void
-check_domains(PosRun *run, PosModel *model, Datum *values, bool *nulls)
-{
-	ListCell   *lc;
-
-	foreach(lc, model->domains)
-	{
-		PosField   *field = lfirst(lc);
-
-		domain_check(values[field->staged], nulls[field->staged], field->type,
-					 &field->domain, run->context);
 	}
 }
 
@@ -238,7 +254,8 @@ insert(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 {
 	PosWriter  *writer = open_writer(run, model);
 
-	check_domains(run, model, values, nulls);
+	if (!run->careful)
+		check_domains(run, model, values, nulls);
 	if (writer->bulk != NULL)
 	{
 		if (model->component->inner && !model->component->held)
@@ -278,6 +295,8 @@ update_gathered(PosRun *run, void *argument)
 	int64		n = pos_rowset_count(writer->updates);
 	int64		done;
 
+	if (run->careful)
+		check_gathered(run, model, writer->updates);
 	done = pos_update_rows(model, writer->updates);
 	model->counts.updated += done;
 	if (done < n)
@@ -310,7 +329,8 @@ update(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 {
 	PosWriter  *writer = open_writer(run, model);
 
-	check_domains(run, model, values, nulls);
+	if (!run->careful)
+		check_domains(run, model, values, nulls);
 	pos_rowset_put(writer->updates, values, nulls);
 	if (pos_rowset_count(writer->updates) >= STATEMENT_ROWS &&
 		!model->component->inner)

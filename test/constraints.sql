@@ -26,19 +26,21 @@ BEGIN
 END $$;
 CREATE TRIGGER delete_parents AFTER INSERT ON child FOR EACH ROW WHEN (NEW.code = 'c5')
 	EXECUTE FUNCTION delete_parents();
-SELECT alike(pull('child'), 'failed: insert or update on table "child" violates foreign key constraint%',
-	'parents made in the same run and deleted by a trigger');
+SELECT is(pull('child'), 'ok: 6000 created', 'parents made in the same run that a trigger would delete');
 SELECT is((SELECT count(*) FROM child WHERE NOT EXISTS (SELECT FROM parent p WHERE p.id = parent)), 0::bigint,
 	'no child without parent');
 
 DROP TRIGGER delete_parents ON child;
+DELETE FROM child;
+DELETE FROM parent;
+DELETE FROM synchronize_translation;
 SELECT is(pull('parent'), 'ok: 3000 created', 'parents alone');
 CREATE TRIGGER delete_parents AFTER INSERT ON child FOR EACH ROW WHEN (NEW.code = 'c5')
 	EXECUTE FUNCTION delete_parents();
-SELECT alike(pull('child'), 'failed: insert or update on table "child" violates foreign key constraint%',
-	'parents that were here and are deleted by a trigger');
+SELECT is(pull('child'), 'ok: 3000 created, 3000 unchanged', 'parents that were here and that a trigger would delete');
+SELECT is((SELECT count(*) FROM child WHERE NOT EXISTS (SELECT FROM parent p WHERE p.id = parent)), 0::bigint,
+	'no child without parent either');
 DROP TRIGGER delete_parents ON child;
-SELECT is(pull('child'), 'ok: 3000 created, 3000 unchanged', 'without the trigger');
 
 -- Domains
 CREATE DOMAIN reference AS int NOT NULL CHECK (VALUE > 0);
@@ -46,17 +48,17 @@ CREATE TABLE master.leaf (id int PRIMARY KEY, parent int REFERENCES master.paren
 CREATE TABLE leaf (id int PRIMARY KEY, parent reference REFERENCES parent);
 INSERT INTO master.leaf VALUES (1, NULL);
 SELECT add('leaf') \g /dev/null
-SELECT is(pull('leaf'), 'failed: domain reference does not allow null values', 'a reference to nothing');
+SELECT is(pull('leaf'), 'ok: 3000 unchanged, 1 left out', 'a reference to nothing');
 UPDATE master.leaf SET parent = 1;
 SELECT is(pull('leaf'), 'ok: 1 created, 3000 unchanged', 'a good one');
 UPDATE master.leaf SET parent = NULL;
-SELECT is(pull('leaf'), 'failed: domain reference does not allow null values', 'that becomes null');
+SELECT is(pull('leaf'), 'ok: 3000 unchanged, 1 left out', 'that becomes null');
 DELETE FROM leaf;
 DELETE FROM synchronize_translation t USING synchronize_model m WHERE m.id = t.model AND m.name = 'leaf';
 UPDATE master.leaf SET parent = 1;
 ALTER DOMAIN reference DROP CONSTRAINT reference_check;
 ALTER DOMAIN reference ADD CHECK (VALUE > 100000);
-SELECT alike(pull('leaf'), 'failed: value for domain reference violates check constraint%', 'a key that a domain refuses');
+SELECT is(pull('leaf'), 'ok: 3000 unchanged, 1 left out', 'a key that a domain refuses');
 
 -- Checks that look at the table, and triggers that look at rows
 CREATE TABLE master.thing (id int PRIMARY KEY, code text);

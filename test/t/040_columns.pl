@@ -113,7 +113,8 @@ foreach (@assignable)
 	is(query("SELECT array_agg(xmin || ctid::text) FROM $name"), $before, 'and nothing was written');
 }
 
-# Values that cannot be assigned: the error tells which column of which table
+# Values that cannot be assigned: the row is left out, and quarantine tells
+# which column of which table
 my @unfit = (
 	[ 'text', 'varchar(3)', "'abcd'", qr/too long for type character varying\(3\)/ ],
 	[ 'varchar(9)', 'varchar(3)', "'abcd'", qr/too long for type character varying\(3\)/ ],
@@ -128,9 +129,10 @@ foreach (@unfit)
 	my ($there, $here, $value, $expected) = @$_;
 	my $name = pair($there, $here, $value);
 	my $done = pull($name, "$there to $here");
-	like($done, qr/^failed\|/, "$there to $here: $value does not fit");
-	like($done, $expected, '... and the error says why');
-	like($done, qr/column "v" of remote table public\.$name, server "hq"/, '... and where');
+	like($done, qr/^ok\|1\|0\|0\|0\|0\|1/, "$there to $here: $value does not fit");
+	my $said = query("SELECT reason || ': ' || message FROM synchronize_quarantine");
+	like($said, $expected, '... and quarantine says why');
+	like($said, qr/^error: .*column "v" of remote table public\.$name, server "hq"/s, '... and where');
 	is(query("SELECT count(*) FROM $name"), '0', '... and nothing was written');
 	$master->safe_psql('postgres', "DELETE FROM $name");
 	like(pull($name, "$there to $here"), qr/^ok\|0/, '... and it works when the row is gone');
@@ -238,8 +240,9 @@ is(query('SELECT DISTINCT local_note, stamp, origin FROM goods'), 'noted|s|head 
 
 # What a check refuses
 $master->safe_psql('postgres', q(UPDATE "Head Office"."Good s" SET price = 100 WHERE "Id" = 1));
-my $refused = pull('goods', 'refused');
-like($refused, qr/affordable/, 'a check is heard');
+is(query("SELECT concat_ws('|', status, rows_updated, rows_unchanged, rows_left_out) FROM possync_pull('goods')"),
+	'ok|0|4|1', 'a check is heard');
+like(query('SELECT message FROM synchronize_quarantine'), qr/affordable/, '... and quarantine says so');
 is(query('SELECT sum(price) FROM goods'), '15', '... and nothing is halved');
 $master->safe_psql('postgres', q(UPDATE "Head Office"."Good s" SET price = 1 WHERE "Id" = 1));
 is(pull('goods', 'goods'), 'ok|5|0|0|0|5|0', '... and all is well again');
