@@ -173,11 +173,14 @@ need_parents(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 		uint8		known;
 		char	   *string;
 
-		if (isnull ||
-			(pos_translation_find(run, parent, key, &remote, &known) == POS_FOUND &&
-			 !is_unsure(run, parent, key)))
+		if (isnull)
 			continue;
 		string = pos_key_string(key, parent->local_int);
+		if (has_key(parent->outgoing->keys, string))
+			continue;			/* it comes along */
+		if (pos_translation_find(run, parent, key, &remote, &known) == POS_FOUND &&
+			!is_unsure(run, parent, key))
+			continue;
 		if (has_key(parent->outgoing->held, string))
 			ereport(ERROR,
 					(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
