@@ -78,33 +78,57 @@ xid8_array(int n, Datum *txids)
 }
 
 /*
- * Picks the oldest queued transactions that are not held, whole, with about
- * limit entries for the run's models in all.  Returns how many.
+ * Picks the oldest queued transactions that are not held, whole, with about as
+ * many entries and bytes for the run's models as given in all.  Returns how
+ * many.
+ *
+ * The search begins at *from, which is moved forward: what is behind it is in
+ * the queue no more, and a long queue is not full of dead entries that each
+ * search has to pass.  It never passes a transaction that may still appear, nor
+ * one that may cease to be held.
  */
 int
-pos_outgoing_pick(PosRun *run, int limit, Datum **txids)
+pos_outgoing_pick(PosRun *run, int entries, int64 bytes, uint64 *from,
+				  Datum **txids)
 {
-	Oid			types[] = {INT2ARRAYOID, INT4OID};
-	Datum		values[] = {pos_config_ids(run->tree->models), Int32GetDatum(limit)};
+	Oid			types[] = {INT2ARRAYOID, INT4OID, XID8OID};
+	Datum		values[] = {
+		pos_config_ids(run->tree->models), Int32GetDatum(entries),
+		UInt64GetDatum(*from)
+	};
 	uint64		n;
+	int			picked = 0;
+	int64		size = 0;
 
-	n = pos_store_execute("SELECT DISTINCT txid FROM (SELECT txid"
+	n = pos_store_execute("SELECT txid, pg_column_size(image),"
+						  " (SELECT least(pg_snapshot_xmin(pg_current_snapshot()),"
+						  " min(txid)) FROM @.synchronize_held)"
 						  " FROM @.synchronize_queue q"
-						  " WHERE model = ANY ($1) AND NOT EXISTS"
+						  " WHERE txid >= $3 AND model = ANY ($1) AND NOT EXISTS"
 						  " (SELECT 1 FROM @.synchronize_held h"
 						  " WHERE h.txid = q.txid)"
-						  " ORDER BY txid, id LIMIT $2) o ORDER BY txid",
-						  2, types, values, NULL);
+						  " ORDER BY txid, id LIMIT $2",
+						  3, types, values, NULL);
 	*txids = palloc(Max(n, 1) * sizeof(Datum));
 	for (uint64 i = 0; i < n; i++)
 	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
 		bool		isnull;
+		Datum		txid = SPI_getbinval(tuple, desc, 1, &isnull);
 
-		(*txids)[i] = SPI_getbinval(SPI_tuptable->vals[i],
-									SPI_tuptable->tupdesc, 1, &isnull);
+		if (picked == 0 || txid != (*txids)[picked - 1])
+		{
+			if (size >= bytes)
+				break;
+			(*txids)[picked++] = txid;
+		}
+		size += DatumGetInt32(SPI_getbinval(tuple, desc, 2, &isnull));
+		*from = Min(DatumGetUInt64(txid),
+					DatumGetUInt64(SPI_getbinval(tuple, desc, 3, &isnull)));
 	}
 	SPI_freetuptable(SPI_tuptable);
-	return (int) n;
+	return picked;
 }
 
 /*

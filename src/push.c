@@ -35,8 +35,9 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-/* Entries taken into one batch, about */
-#define BATCH_ENTRIES	5000
+/* Entries, and bytes of their images, taken into one batch, about */
+#define BATCH_ENTRIES	20000
+#define BATCH_BYTES		(8 * 1024 * 1024)
 
 /* Rows, and bytes, in one statement at the remote */
 #define STEP_ROWS		1000
@@ -740,6 +741,7 @@ hold(PosPush *push, Datum txid, ErrorData *error)
 	pos_outgoing_hold(run, txid, error, &push->culprit);
 	pos_tree_close(run->tree);
 	commit_transaction();
+	push->from = Min(push->from, DatumGetUInt64(txid));
 	push->counts.left_out++;
 }
 
@@ -778,7 +780,7 @@ pick(PosPush *push, MemoryContext context, Datum **txids)
 	begin_transaction();
 	MemoryContextSwitchTo(run->context);
 	run->tree = pos_tree_load(push->root, true);
-	n = pos_outgoing_pick(run, BATCH_ENTRIES, &picked);
+	n = pos_outgoing_pick(run, BATCH_ENTRIES, BATCH_BYTES, &push->from, &picked);
 	*txids = MemoryContextAlloc(context, Max(n, 1) * sizeof(Datum));
 	memcpy(*txids, picked, n * sizeof(Datum));
 	pos_tree_close(run->tree);

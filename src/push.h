@@ -52,7 +52,8 @@ typedef struct PosBatch
 } PosBatch;
 
 /* in outgoing.c */
-extern int	pos_outgoing_pick(PosRun *run, int limit, Datum **txids);
+extern int	pos_outgoing_pick(PosRun *run, int entries, int64 bytes,
+							  uint64 *from, Datum **txids);
 extern void pos_outgoing_collect(PosRun *run, PosBatch *batch);
 extern Datum pos_outgoing_parent(PosReference *reference, Datum *values,
 								 bool *nulls, bool *isnull);
@@ -67,6 +68,7 @@ typedef struct PosPush
 {
 	char	   *root;
 	int32		history;		/* its row there */
+	uint64		from;			/* no transaction before this one is left */
 	PosCounts	counts;			/* of what has arrived */
 	uint64		received;
 	MemoryContext context;		/* of the batch at hand */
