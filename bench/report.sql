@@ -1,29 +1,32 @@
 /*
  * bench/report.sql: the report.
  */
-\pset title 'Times in ms: median, least and most of one pull; CPU of master + till + clients'
+\pset title 'Times in ms: median, least and most of one pull or push; CPU of master + till + clients'
 SELECT experiment, rtt, variant || CASE WHEN bool_or(scaled) THEN ' *' ELSE '' END AS variant,
 	count(*) AS n,
-	round(median(array_agg(wall)), 1) AS wall,
-	round(min(wall), 1) AS min,
-	round(max(wall), 1) AS max,
-	round(median(array_agg(cpu)), 1) AS cpu,
+	round(median(array_agg(wall)), 2) AS wall,
+	round(min(wall), 2) AS min,
+	round(max(wall), 2) AS max,
+	round(median(array_agg(cpu)), 2) AS cpu,
 	round(median(array_agg(master)), 2) AS master,
-	round(median(array_agg(till)), 1) AS till,
+	round(median(array_agg(till)), 2) AS till,
 	round(median(array_agg(clients)), 1) AS clients,
 	round(median(array_agg(wall_copy)), 2) AS "wall/copy",
 	round(median(array_agg(wall_fdw)), 3) AS "wall/fdw",
 	round(median(array_agg(cpu_fdw)), 3) AS "cpu/fdw",
+	round(median(array_agg(till_plain)), 3) AS "till/plain",
 	round(median(array_agg(trips)), 1) AS trips,
 	round(max(memory) / 1024, 1) AS "MB"
 FROM compared
 GROUP BY experiment, rtt, variant
-ORDER BY array_position(ARRAY['initial', 'rtt', 'nothing', 'delta', 'memory'], experiment),
-	rtt, array_position(ARRAY['copy', 'selects', 'fdw', 'row', 'possync'], variant);
+ORDER BY array_position(ARRAY['initial', 'rtt', 'nothing', 'delta', 'memory', 'push',
+		'sale', 'capture', 'sellers', 'bulk', 'backlog', 'selling'], experiment),
+	rtt, array_position(ARRAY['copy', 'selects', 'fdw', 'row', 'possync'], variant),
+	variant;
 
 \pset title 'Targets'
 SELECT experiment, what, measured, at_most AS "at most",
 	CASE WHEN met THEN 'met' ELSE 'MISSED' END AS target
 FROM target;
 \pset title
-\echo '* measured with fewer products and scaled by rows'
+\echo '* measured with fewer products or sales and scaled by rows'

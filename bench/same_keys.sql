@@ -11,4 +11,7 @@ CREATE VIEW linked (relation, local_key, remote_key) AS
 	UNION ALL SELECT 'product', id, id FROM product
 	UNION ALL SELECT 'barcode', id, id FROM barcode
 	UNION ALL SELECT 'price_list', id, id FROM price_list
-	UNION ALL SELECT 'price_list_line', id, id FROM price_list_line;
+	UNION ALL SELECT 'price_list_line', id, id FROM price_list_line
+	UNION ALL SELECT 'sale', id, id FROM sale
+	UNION ALL SELECT 'sale_line', id, id FROM sale_line
+	UNION ALL SELECT 'payment', id, id FROM payment;

@@ -23,6 +23,8 @@ typedef struct KeySetEntry
 {
 	char	   *key;
 	char		status;
+	int			flags;			/* of a queued row: what happened to it */
+	uint64		last;			/* its last entry */
 } KeySetEntry;
 
 #define SH_PREFIX keyset
@@ -76,33 +78,57 @@ xid8_array(int n, Datum *txids)
 }
 
 /*
- * Picks the oldest queued transactions that are not held, whole, with about
- * limit entries for the run's models in all.  Returns how many.
+ * Picks the oldest queued transactions that are not held, whole, with about as
+ * many entries and bytes for the run's models as given in all.  Returns how
+ * many.
+ *
+ * The search begins at *from, which is moved forward: what is behind it is in
+ * the queue no more, and a long queue is not full of dead entries that each
+ * search has to pass.  It never passes a transaction that may still appear, nor
+ * one that may cease to be held.
  */
 int
-pos_outgoing_pick(PosRun *run, int limit, Datum **txids)
+pos_outgoing_pick(PosRun *run, int entries, int64 bytes, uint64 *from,
+				  Datum **txids)
 {
-	Oid			types[] = {INT2ARRAYOID, INT4OID};
-	Datum		values[] = {pos_config_ids(run->tree->models), Int32GetDatum(limit)};
+	Oid			types[] = {INT2ARRAYOID, INT4OID, XID8OID};
+	Datum		values[] = {
+		pos_config_ids(run->tree->models), Int32GetDatum(entries),
+		UInt64GetDatum(*from)
+	};
 	uint64		n;
+	int			picked = 0;
+	int64		size = 0;
 
-	n = pos_store_execute("SELECT DISTINCT txid FROM (SELECT txid"
+	n = pos_store_execute("SELECT txid, pg_column_size(image),"
+						  " (SELECT least(pg_snapshot_xmin(pg_current_snapshot()),"
+						  " min(txid)) FROM @.synchronize_held)"
 						  " FROM @.synchronize_queue q"
-						  " WHERE model = ANY ($1) AND NOT EXISTS"
+						  " WHERE txid >= $3 AND model = ANY ($1) AND NOT EXISTS"
 						  " (SELECT 1 FROM @.synchronize_held h"
 						  " WHERE h.txid = q.txid)"
-						  " ORDER BY txid, id LIMIT $2) o ORDER BY txid",
-						  2, types, values, NULL);
+						  " ORDER BY txid, id LIMIT $2",
+						  3, types, values, NULL);
 	*txids = palloc(Max(n, 1) * sizeof(Datum));
 	for (uint64 i = 0; i < n; i++)
 	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
 		bool		isnull;
+		Datum		txid = SPI_getbinval(tuple, desc, 1, &isnull);
 
-		(*txids)[i] = SPI_getbinval(SPI_tuptable->vals[i],
-									SPI_tuptable->tupdesc, 1, &isnull);
+		if (picked == 0 || txid != (*txids)[picked - 1])
+		{
+			if (size >= bytes)
+				break;
+			(*txids)[picked++] = txid;
+		}
+		size += DatumGetInt32(SPI_getbinval(tuple, desc, 2, &isnull));
+		*from = Min(DatumGetUInt64(txid),
+					DatumGetUInt64(SPI_getbinval(tuple, desc, 3, &isnull)));
 	}
 	SPI_freetuptable(SPI_tuptable);
-	return (int) n;
+	return picked;
 }
 
 /*
@@ -171,11 +197,14 @@ need_parents(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 		uint8		known;
 		char	   *string;
 
-		if (isnull ||
-			(pos_translation_find(run, parent, key, &remote, &known) == POS_FOUND &&
-			 !is_unsure(run, parent, key)))
+		if (isnull)
 			continue;
 		string = pos_key_string(key, parent->local_int);
+		if (has_key(parent->outgoing->keys, string))
+			continue;			/* it comes along */
+		if (pos_translation_find(run, parent, key, &remote, &known) == POS_FOUND &&
+			!is_unsure(run, parent, key))
+			continue;
 		if (has_key(parent->outgoing->held, string))
 			ereport(ERROR,
 					(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
@@ -198,17 +227,24 @@ take_row(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 {
 	int			flags = DatumGetInt64(values[POS_STAGE_OLD]);
 	char	   *key = pos_key_string(values[POS_STAGE_LOCAL], model->local_int);
+	Datum		remote;
+	uint8		known;
 
 	if (has_key(model->outgoing->held, key))
 		ereport(ERROR,
 				(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
 				 errmsg("an earlier change of row %s of \"%s\" waits in quarantine",
 						key, model->name)));
-	(void) add_key(run, model->outgoing->keys, key);
 	if (is_unsure(run, model, values[POS_STAGE_LOCAL]))
-		values[POS_STAGE_OLD] = Int64GetDatum(flags | POS_ROW_UNSURE);
+		flags |= POS_ROW_UNSURE;
 	if ((flags & POS_ROW_DELETED) == 0)
+	{
+		if (pos_translation_find(run, model, values[POS_STAGE_LOCAL], &remote,
+								 &known) == POS_MISSING)
+			flags |= POS_ROW_UNKNOWN;
 		need_parents(run, model, values, nulls);
+	}
+	values[POS_STAGE_OLD] = Int64GetDatum(flags);
 	values[POS_STAGE_N] = Int64GetDatum(pos_rowset_count(model->outgoing->rows) + 1);
 	nulls[POS_STAGE_N] = false;
 	nulls[POS_STAGE_REMOTE] = true;
@@ -262,60 +298,143 @@ type_name(PosField *field)
 								FORMAT_TYPE_FORCE_QUALIFY);
 }
 
+/* Columns of the entries that load_entries reads */
+enum
+{
+	ENTRY_MODEL = 1, ENTRY_KEY, ENTRY_KEY_TEXT, ENTRY_OPERATION, ENTRY_IMAGE
+};
+
+/* Returns a value of an entry read by load_entries. */
+static Datum
+entry_value(SPITupleTable *entries, uint64 i, int column)
+{
+	bool		isnull;
+
+	return SPI_getbinval(entries->vals[i], entries->tupdesc, column, &isnull);
+}
+
+static PosModel *
+entry_model(PosRun *run, SPITupleTable *entries, uint64 i)
+{
+	return pos_config_find(run->tree->models,
+						   DatumGetInt16(entry_value(entries, i, ENTRY_MODEL)));
+}
+
+static Datum
+entry_key(PosModel *model, SPITupleTable *entries, uint64 i)
+{
+	return entry_value(entries, i,
+					   model->local_int ? ENTRY_KEY : ENTRY_KEY_TEXT);
+}
+
 /*
- * Takes the queued rows of a model.  The images are read as the owner of the
- * queue and turned into rows as the caller, since types may have code of their
- * own.
+ * Notes what happened to the row of an entry, the entries before it included.
  */
 static void
-take_queued(PosRun *run, PosModel *model, PosBatch *batch)
+note_entry(PosRun *run, SPITupleTable *entries, uint64 i)
 {
-	Oid			types[] = {INT2OID, XID8ARRAYOID};
-	Datum		arguments[2];
+	PosModel   *model = entry_model(run, entries, i);
+	char		operation = DatumGetChar(entry_value(entries, i, ENTRY_OPERATION));
+	char	   *key = pos_key_string(entry_key(model, entries, i),
+									 model->local_int);
+	bool		found;
+	KeySetEntry *row = keyset_insert(model->outgoing->keys->hash, key, &found);
+
+	if (!found)
+	{
+		row->key = MemoryContextStrdup(run->context, key);
+		row->flags = operation == 'i' ? POS_ROW_NEW : POS_ROW_UPDATED;
+	}
+	if (operation == 'u')
+		row->flags |= POS_ROW_UPDATED;
+	if (operation == 'd')
+		row->flags |= POS_ROW_DELETED;
+	else
+		row->flags &= ~POS_ROW_DELETED;
+	row->last = i;
+}
+
+/* Puts an entry into the images of its model if it is the last of its row. */
+static void
+put_image(PosRun *run, SPITupleTable *entries, uint64 i)
+{
+	PosModel   *model = entry_model(run, entries, i);
+	Datum		key = entry_key(model, entries, i);
+	KeySetEntry *row = keyset_lookup(model->outgoing->keys->hash,
+									 pos_key_string(key, model->local_int));
+	Datum		values[3];
+	bool		nulls[3] = {false};
+
+	if (row->last != i)
+		return;
+	values[0] = key;
+	values[1] = Int64GetDatum(row->flags);
+	values[2] = entry_value(entries, i, ENTRY_IMAGE);
+	pos_rowset_put(model->outgoing->images, values, nulls);
+}
+
+/*
+ * Reads the queued entries of a batch, as the owner of the queue, and leaves
+ * the last image of every row in the models' sets, and in their keys.
+ */
+static void
+load_entries(PosRun *run, PosBatch *batch)
+{
+	Oid			types[] = {XID8ARRAYOID, INT2ARRAYOID};
+	Datum		arguments[] = {
+		xid8_array(batch->ntxids, batch->txids), pos_config_ids(run->tree->models)
+	};
+	uint64		n = pos_store_execute("SELECT model, local_key, local_key_text,"
+									  " operation, image"
+									  " FROM @.synchronize_queue"
+									  " WHERE txid = ANY ($1)"
+									  " AND model = ANY ($2) ORDER BY id",
+									  2, types, arguments, NULL);
+	SPITupleTable *entries = SPI_tuptable;
+	MemoryContext old = MemoryContextSwitchTo(run->row);
+
+	for (uint64 i = 0; i < n; i++)
+	{
+		MemoryContextReset(run->row);
+		note_entry(run, entries, i);
+	}
+	for (uint64 i = 0; i < n; i++)
+	{
+		MemoryContextReset(run->row);
+		put_image(run, entries, i);
+	}
+	MemoryContextSwitchTo(old);
+	SPI_freetuptable(entries);
+}
+
+/* Returns an empty set for the images of a model. */
+static PosRowset *
+make_images(PosModel *model)
+{
 	TupleDesc	desc = CreateTemplateTupleDesc(3);
-	PosRowset  *images;
-	StringInfoData sql;
-	uint64		n;
 
 	TupleDescInitEntry(desc, 1, "key", model->local_int ? INT8OID : TEXTOID, -1, 0);
 	TupleDescInitEntry(desc, 2, "flags", INT8OID, -1, 0);
 	TupleDescInitEntry(desc, 3, "image", JSONOID, -1, 0);
-	arguments[0] = Int16GetDatum(model->id);
-	arguments[1] = xid8_array(batch->ntxids, batch->txids);
-	n = pos_store_execute("SELECT DISTINCT ON (local_key, local_key_text)"
-						  " local_key, local_key_text,"
-						  " (CASE WHEN first_value(operation) OVER w = 'i'"
-						  " THEN 1 ELSE 2 END |"
-						  " CASE WHEN bool_or(operation = 'u') OVER w"
-						  " THEN 2 ELSE 0 END |"
-						  " CASE WHEN operation = 'd' THEN 4 ELSE 0 END)::int8,"
-						  " image FROM @.synchronize_queue"
-						  " WHERE model = $1 AND txid = ANY ($2)"
-						  " WINDOW w AS (PARTITION BY local_key, local_key_text"
-						  " ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING"
-						  " AND UNBOUNDED FOLLOWING)"
-						  " ORDER BY local_key, local_key_text, id DESC",
-						  2, types, arguments, NULL);
-	if (n == 0)
+	return pos_rowset_create("possync_images", desc);
+}
+
+/*
+ * Takes the queued rows of a model.  Images are turned into rows as the caller,
+ * since types may have code of their own.
+ */
+static void
+take_queued(PosRun *run, PosModel *model)
+{
+	PosRowset  *images = model->outgoing->images;
+	StringInfoData sql;
+
+	model->outgoing->images = NULL;
+	if (pos_rowset_count(images) == 0)
 	{
-		SPI_freetuptable(SPI_tuptable);
+		pos_rowset_free(images);
 		return;
 	}
-	images = pos_rowset_create("possync_images", desc);
-	for (uint64 i = 0; i < n; i++)
-	{
-		HeapTuple	tuple = SPI_tuptable->vals[i];
-		Datum		values[3];
-		bool		nulls[3];
-
-		values[0] = SPI_getbinval(tuple, SPI_tuptable->tupdesc,
-								  model->local_int ? 1 : 2, &nulls[0]);
-		values[1] = SPI_getbinval(tuple, SPI_tuptable->tupdesc, 3, &nulls[1]);
-		values[2] = SPI_getbinval(tuple, SPI_tuptable->tupdesc, 4, &nulls[2]);
-		pos_rowset_put(images, values, nulls);
-	}
-	SPI_freetuptable(SPI_tuptable);
-
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "SELECT i.key, i.flags");
 	for (int i = 0; i < model->nwritten; i++)
@@ -450,13 +569,15 @@ pos_outgoing_collect(PosRun *run, PosBatch *batch)
 
 		outgoing->rows = pos_rowset_create(psprintf("possync_outgoing_%d",
 													model->id), model->stage);
+		outgoing->images = make_images(model);
 		outgoing->keys = make_set();
 		outgoing->held = make_set();
 	}
 	load_open(run);
 	load_held(run);
+	load_entries(run, batch);
 	foreach(lc, run->tree->models)
-		take_queued(run, lfirst(lc), batch);
+		take_queued(run, lfirst(lc));
 
 	/* a row taken may need others in turn, in a circle at worst */
 	while (more)

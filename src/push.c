@@ -35,8 +35,9 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-/* Entries taken into one batch, about */
-#define BATCH_ENTRIES	5000
+/* Entries, and bytes of their images, taken into one batch, about */
+#define BATCH_ENTRIES	20000
+#define BATCH_BYTES		(8 * 1024 * 1024)
 
 /* Rows, and bytes, in one statement at the remote */
 #define STEP_ROWS		1000
@@ -370,17 +371,6 @@ mark_rows(PosRun *run, PosModel *model, Decide decide, void *arg)
 	model->outgoing->rows = done;
 }
 
-static bool
-is_unknown(PosRun *run, PosModel *model, Datum *values, int flags)
-{
-	Datum		remote;
-	uint8		known;
-
-	return !(flags & (POS_ROW_DELETED | POS_ROW_CREATED)) &&
-		pos_translation_find(run, model, values[POS_STAGE_LOCAL], &remote,
-							 &known) == POS_MISSING;
-}
-
 /* Whether all that a row's match fields refer to is at the remote. */
 static bool
 can_match(PosRun *run, PosModel *model, Datum *values, bool *nulls)
@@ -417,7 +407,7 @@ is_looked_for(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flag
 	if ((flags & POS_ROW_NEW) && !run->match_all &&
 		model->on_unknown == POS_MATCH_CREATE)
 		return false;
-	return is_unknown(run, model, values, flags) &&
+	return (flags & POS_ROW_UNKNOWN) != 0 &&
 		can_match(run, model, values, nulls);
 }
 
@@ -449,7 +439,8 @@ forget_unsure(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flag
 	if (!(flags & POS_ROW_UNSURE))
 		return flags;
 	pos_translation_remove(run, model, values[POS_STAGE_LOCAL]);
-	return flags & ~POS_ROW_UNSURE;
+	return (flags & ~POS_ROW_UNSURE) |
+		(flags & POS_ROW_DELETED ? 0 : POS_ROW_UNKNOWN);
 }
 
 /* Remembers the row for which a batch is about to fail, and its candidates. */
@@ -509,7 +500,7 @@ link_found(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 	pos_translation_add(run, model, remote, values[POS_STAGE_LOCAL], false);
 	pos_translation_flush(run);
 	model->counts.matched++;
-	return flags | POS_ROW_MATCHED;
+	return (flags & ~POS_ROW_UNKNOWN) | POS_ROW_MATCHED;
 }
 
 /* Looks for the unknown rows of a model at the remote. */
@@ -571,7 +562,7 @@ assign_key(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 	char	   *texts[INDEX_MAX_KEYS];
 	int			made = 0;
 
-	if (!is_unknown(run, model, values, flags))
+	if ((flags & POS_ROW_UNKNOWN) == 0)
 		return flags;
 	if (model->on_unknown == POS_MATCH_ONLY)
 		ereport(ERROR,
@@ -586,7 +577,7 @@ assign_key(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 	keys->used++;
 	pos_translation_add(run, model, answered_key(model, texts),
 						values[POS_STAGE_LOCAL], true);
-	return flags | POS_ROW_CREATED;
+	return (flags & ~POS_ROW_UNKNOWN) | POS_ROW_CREATED;
 }
 
 /* Returns the step that makes keys for a model's unknown rows, if any does. */
@@ -605,7 +596,7 @@ keys_step(PosRun *run, PosModel *model, Steps *steps)
 		return NULL;
 	pos_rowset_rewind(model->outgoing->rows);
 	while (pos_rowset_next(model->outgoing->rows, &values, &nulls))
-		if (is_unknown(run, model, values, DatumGetInt64(values[POS_STAGE_OLD])))
+		if (DatumGetInt64(values[POS_STAGE_OLD]) & POS_ROW_UNKNOWN)
 			n++;
 	if (n == 0)
 		return NULL;
@@ -750,6 +741,7 @@ hold(PosPush *push, Datum txid, ErrorData *error)
 	pos_outgoing_hold(run, txid, error, &push->culprit);
 	pos_tree_close(run->tree);
 	commit_transaction();
+	push->from = Min(push->from, DatumGetUInt64(txid));
 	push->counts.left_out++;
 }
 
@@ -788,7 +780,7 @@ pick(PosPush *push, MemoryContext context, Datum **txids)
 	begin_transaction();
 	MemoryContextSwitchTo(run->context);
 	run->tree = pos_tree_load(push->root, true);
-	n = pos_outgoing_pick(run, BATCH_ENTRIES, &picked);
+	n = pos_outgoing_pick(run, BATCH_ENTRIES, BATCH_BYTES, &push->from, &picked);
 	*txids = MemoryContextAlloc(context, Max(n, 1) * sizeof(Datum));
 	memcpy(*txids, picked, n * sizeof(Datum));
 	pos_tree_close(run->tree);

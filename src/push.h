@@ -19,6 +19,7 @@
 #define POS_ROW_MATCHED		0x20	/* was recognised there now */
 #define POS_ROW_UNSURE		0x40	/* got its key in a batch that is still
 									 * open */
+#define POS_ROW_UNKNOWN		0x80	/* no key at the remote is known, yet */
 
 /* Keys of one model, as strings */
 typedef struct PosKeySet PosKeySet;
@@ -26,8 +27,9 @@ typedef struct PosKeySet PosKeySet;
 /* The part of a batch that belongs to one model */
 typedef struct PosOutgoing
 {
+	PosRowset  *images;			/* of queued rows, until they are taken */
 	PosRowset  *rows;
-	PosKeySet  *keys;			/* of rows */
+	PosKeySet  *keys;			/* of both */
 	List	   *needed;			/* of char *: keys of rows to be fetched */
 	PosKeySet  *held;			/* of rows in transactions that are held */
 } PosOutgoing;
@@ -50,7 +52,8 @@ typedef struct PosBatch
 } PosBatch;
 
 /* in outgoing.c */
-extern int	pos_outgoing_pick(PosRun *run, int limit, Datum **txids);
+extern int	pos_outgoing_pick(PosRun *run, int entries, int64 bytes,
+							  uint64 *from, Datum **txids);
 extern void pos_outgoing_collect(PosRun *run, PosBatch *batch);
 extern Datum pos_outgoing_parent(PosReference *reference, Datum *values,
 								 bool *nulls, bool *isnull);
@@ -65,6 +68,7 @@ typedef struct PosPush
 {
 	char	   *root;
 	int32		history;		/* its row there */
+	uint64		from;			/* no transaction before this one is left */
 	PosCounts	counts;			/* of what has arrived */
 	uint64		received;
 	MemoryContext context;		/* of the batch at hand */

@@ -202,7 +202,7 @@ is_spelled(Oid type)
 	}
 }
 
-/* Finds out how a table is captured; lives in the current memory context. */
+/* Finds out how a table is captured. */
 static Capture *
 find_out(FunctionCallInfo fcinfo, TriggerData *trigger)
 {
@@ -263,7 +263,7 @@ static Capture *
 get_known(FunctionCallInfo fcinfo, TriggerData *trigger)
 {
 	KnownCapture *entry;
-	MemoryContext old;
+	Capture    *capture;
 	bool		found;
 
 	if (known == NULL)
@@ -284,9 +284,10 @@ get_known(FunctionCallInfo fcinfo, TriggerData *trigger)
 	entry->table = RelationGetRelid(trigger->tg_relation);
 	entry->models = pos_store_relid("synchronize_model");
 	entry->valid = true;		/* an invalidation may arrive from here on */
-	old = MemoryContextSwitchTo(TopMemoryContext);
-	entry->capture = find_out(fcinfo, trigger);
-	MemoryContextSwitchTo(old);
+	capture = find_out(fcinfo, trigger);
+	entry->capture = MemoryContextAlloc(TopMemoryContext, capture->size);
+	memcpy(entry->capture, capture, capture->size);
+	pfree(capture);
 	return entry->capture;
 }
 

@@ -1,0 +1,257 @@
+# push.bash: the experiments about selling and pushing; sourced by run.
+
+# use_sales VARIANT SALES: sets $base to a till that has sold so much and pushed
+# nothing
+use_sales()
+{
+	local since='' products=$push_products setup=fdw_push_setup variant=$1
+	local sold
+
+	[ "$variant" != possync ] || setup=possync_queue
+	[ "$variant" != row ] || variant=fdw
+	use_master "$products"
+	use_base "$variant"
+	sold=sold_${variant}_$2
+	if [ -z "$(till -d postgres -c \
+		"SELECT 1 FROM pg_database WHERE datname = '$sold'")" ]; then
+		clone "$base" "$sold"
+		till -d "$sold" -f "$bench/$setup.sql" -v first=1 -v last="$2" \
+			-f "$bench/sell.sql" -c 'VACUUM (ANALYZE)'
+	fi
+	base=$sold
+}
+
+# use_run RTT: a clone of $base that reaches the master, which has no sales
+use_run()
+{
+	use_network "$1"
+	clone "$base" run
+	till -d run -c "ALTER SERVER hq OPTIONS (SET port '$hq_port')"
+	forget_sales
+}
+
+forget_sales()
+{
+	master -d "$hq" -c 'TRUNCATE sale, sale_line, payment'
+}
+
+push_row()
+{
+	till -d "$1" -o /dev/null -c 'SELECT row_push()'
+}
+
+push_fdw()
+{
+	till -d "$1" -f "$bench/fdw_push.sql"
+}
+
+possync_push="SELECT status, error FROM possync_push('sale')"
+
+push_possync()
+{
+	local answer
+	answer=$(till -d "$1" -c "$possync_push") || return
+	[ "$answer" = 'ok|' ] || { echo "$answer"; return 1; }
+}
+
+# check_sales VARIANT: master and till agree on every row that was pushed
+check_sales()
+{
+	master -d "$hq" -f "$bench/sales.sql" >"$work/expected"
+	till -d run -f "$bench/sales.sql" >"$work/content"
+	if ! cmp -s "$work/expected" "$work/content"; then
+		diff "$work/expected" "$work/content" | head -n 20 >&2 || true
+		die "after a push with $1 master (<) and till (>) differ"
+	fi
+}
+
+# push: many sales that were made while the network was down
+push()
+{
+	local ms rep variant size trips before
+
+	for ms in 0 "$rtt"; do
+		for ((rep = 1; rep <= reps; rep++)); do
+			for variant in row fdw possync; do
+				wants "$variant" || continue
+				size=$sales
+				if [ "$variant" = row ] && [ "$size" -gt $row_sales ]; then
+					size=$row_sales
+				fi
+				use_sales "$variant" "$size"
+				use_run "$ms"
+				trips=''
+				[ "$ms" = 0 ] || { count_trips; before=$REPLY; }
+				measure "push_$variant" run
+				[ "$ms" = 0 ] || { count_trips; trips=$((REPLY - before)); }
+				check_sales "$variant"
+				record push "$ms" "$variant" "$rep" "$size" 1 "$trips"
+			done
+		done
+	done
+	forget_sales
+}
+
+# sale: one sale at a time, from its commit until possync_push has returned,
+# in a session that has pushed before; the median as in "nothing"
+sale()
+{
+	local pushes=10 before i
+
+	wants possync || return 0
+	use_sales possync 1
+	use_run "$rtt"
+	session_open run
+	: >"$work/output"
+	session_do "$possync_push;"
+	checkpoint
+	count_trips; before=$REPLY
+	: >"$work/output"
+	start_clock
+	for ((i = 2; i <= pushes + 1; i++)); do
+		session_do "CALL sell($i, $i);"
+		session_do "$(printf '%s\n' '\timing on' "$possync_push;" '\timing off')"
+		echo =end >>"$work/output"
+	done
+	stop_clock
+	count_trips
+	session_close
+	if grep -vE '^(ok\||Time: .*|=end)$' "$work/output" >&2; then
+		die "a push failed"
+	fi
+	check_sales possync
+	clock_wall=$(median_time $pushes)
+	clock_clients=0
+	record sale "$rtt" possync 1 1 $pushes \
+		"$(awk "BEGIN { print ($REPLY - $before) / $pushes }")"
+	forget_sales
+}
+
+# sell_by_pgbench OPTION...: sets $sold to the number of transactions
+sell_by_pgbench()
+{
+	pgbench -n -f "$bench/one_sale.pgbench" -h "$work/run" -p "$till_port" \
+		-U postgres "$@" run >"$work/output" 2>&1 ||
+		{ cat "$work/output" >&2; die "pgbench failed"; }
+	sold=$(sed -n 's/^number of transactions actually processed: \([0-9]*\).*/\1/p' \
+		"$work/output")
+}
+
+# capture: what the triggers cost who sells: a transaction of six rows, 1,000
+# rows of a big insert, a transaction while 20 sell at a time
+capture()
+{
+	local rep variant sold
+
+	wants possync || return 0
+	use_sales possync 1
+	for ((rep = 1; rep <= reps; rep++)); do
+		for variant in plain queued; do
+			clone "$base" run
+			[ $variant = queued ] ||
+				till -d run -o /dev/null -c "SELECT possync_unqueue('sale')"
+			checkpoint
+			start_clock
+			sell_by_pgbench -c 1 -t 5000
+			stop_clock
+			record capture 0 $variant "$rep" 0 "$sold"
+
+			checkpoint
+			start_clock
+			sell_by_pgbench -c 20 -j 2 -T 10
+			stop_clock
+			record sellers 0 $variant "$rep" 0 "$sold"
+
+			checkpoint
+			start_clock
+			till -d run -c 'INSERT INTO sale_line (sale_id, product_id, qty, price)
+				SELECT (SELECT min(id) FROM sale), 1 + n % 10000, 1, 10
+				FROM generate_series(1, 100000) n'
+			stop_clock
+			record bulk 0 $variant "$rep" 0 100
+		done
+	done
+}
+
+# watch_rate PID: writes how many sales have got keys at the master, each second
+# while PID runs
+watch_rate()
+{
+	while kill -0 "$1" 2>/dev/null; do
+		echo "$EPOCHREALTIME $(master -d "$hq" -c 'SELECT last_value FROM sale_id_seq')"
+		sleep 1
+	done >"$work/rate"
+}
+
+# record_rate: the time of a thousand sales in the first and the last quarter
+record_rate()
+{
+	local quarter
+
+	for quarter in first last; do
+		clock_wall=$(awk -v quarter=$quarter '
+			{ at[NR] = $1; sales[NR] = $2 }
+			END {
+				all = sales[NR] - sales[1]
+				for (i = 1; i <= NR; i++) {
+					if (sales[i] - sales[1] <= all / 4) low = i
+					if (sales[i] - sales[1] <= all * 3 / 4) high = i
+				}
+				from = quarter == "first" ? 1 : high
+				to = quarter == "first" ? low : NR
+				printf "%d", (at[to] - at[from]) * 1e6 /
+					(sales[to] - sales[from]) * 1000
+			}' "$work/rate")
+		clock_master=0 clock_till=0 clock_clients=0
+		record backlog 0 "$quarter" 1 0 1
+	done
+}
+
+# backlog: a queue filled for long is emptied while two go on selling
+backlog()
+{
+	local pid watcher seller worker='' peak sold seconds=10
+
+	wants possync || return 0
+	use_sales possync $((backlog_rows / 6))
+	use_run 0
+	checkpoint
+	start_clock
+	sell_by_pgbench -c 2 -T $seconds
+	stop_clock
+	record selling 0 alone 1 0 "$sold"
+
+	use_run 0
+	checkpoint
+	start_clock
+	push_possync run >"$work/pushed" 2>&1 &
+	pid=$!
+	watch_rate $pid &
+	watcher=$!
+	until [ -n "$worker" ]; do
+		worker=$(till -d run -c "SELECT pid FROM pg_stat_activity
+			WHERE backend_type = 'possync push'")
+	done
+	echo "$worker" >"$work/worker"
+	peak_memory $pid "$work/worker"
+	peak=$REPLY
+	wait $pid || { cat "$work/pushed" >&2; die "the push failed"; }
+	stop_clock
+	wait $watcher
+	check_sales possync
+	record backlog 0 possync 1 0 1 '' "$peak"
+	record_rate
+
+	use_run 0
+	checkpoint
+	push_possync run >"$work/pushed" 2>&1 &
+	pid=$!
+	start_clock
+	sell_by_pgbench -c 2 -T $seconds
+	stop_clock
+	record selling 0 pushing 1 0 "$sold"
+	wait $pid || { cat "$work/pushed" >&2; die "the push failed"; }
+	push_possync run
+	check_sales possync
+	forget_sales
+}

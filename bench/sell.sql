@@ -1,0 +1,24 @@
+/*
+ * bench/sell.sql: sales number :first to :last, each with four lines and a
+ * payment in a transaction of its own, as a till makes them.
+ */
+SET synchronous_commit = off;
+CREATE PROCEDURE sell(first integer, last integer)
+LANGUAGE plpgsql AS $$
+DECLARE
+	product bigint[] := (SELECT array_agg(id ORDER BY sku COLLATE "C") FROM product);
+	sale bigint;
+BEGIN
+	FOR i IN first .. last LOOP
+		INSERT INTO sale (number, sold_at, total)
+		VALUES ('S' || i, timestamptz '2026-11-01' + i * interval '1 minute', 40)
+		RETURNING id INTO sale;
+		INSERT INTO sale_line (sale_id, product_id, qty, price)
+		SELECT sale, product[1 + (i * 4 + k) * 7919 % array_length(product, 1)], k, 10
+		FROM generate_series(1, 4) k;
+		INSERT INTO payment (sale_id, method, amount) VALUES (sale, 'CASH', 40);
+		COMMIT;
+	END LOOP;
+END
+$$;
+CALL sell(:first, :last);
