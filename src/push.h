@@ -51,6 +51,31 @@ typedef struct PosBatch
 	List	   *models;			/* of PosModel: those with rows, parents first */
 } PosBatch;
 
+/* Steps of a write that are being put together, see steps.c */
+typedef struct PosSteps
+{
+	PosStep   **steps;
+	int			nsteps;
+	int			maxsteps;
+	StringInfoData rows;		/* of the last one, while it is open */
+	bool		open;
+} PosSteps;
+
+/* in steps.c */
+extern char *pos_steps_text(PosRun *run, PosField *field, Datum *values,
+							bool *nulls);
+extern PosStep *pos_steps_add(PosSteps *steps, PosModel *model,
+							  PosStepKind kind);
+extern void pos_steps_begin_row(PosSteps *steps);
+extern void pos_steps_field(StringInfo buf, PosRun *run, PosField *field,
+							Datum *values, bool *nulls);
+extern void pos_steps_end_row(PosSteps *steps);
+extern void pos_steps_close(PosSteps *steps);
+extern void pos_steps_batch(PosRun *run, PosBatch *batch, PosSteps *steps);
+
+/* in recognise.c */
+extern void pos_recognise_batch(PosRun *run, PosBatch *batch);
+
 /* in outgoing.c */
 extern int	pos_outgoing_pick(PosRun *run, int entries, int64 bytes,
 							  uint64 *from, Datum **txids);
@@ -60,8 +85,7 @@ extern Datum pos_outgoing_parent(PosReference *reference, Datum *values,
 extern void pos_outgoing_free(PosRun *run);
 extern void pos_outgoing_open(PosRun *run, PosBatch *batch, int32 history);
 extern void pos_outgoing_confirm(PosRun *run, PosBatch *batch);
-extern void pos_outgoing_hold(PosRun *run, Datum txid, ErrorData *error,
-							  PosCulprit *culprit);
+
 
 /* A whole push, over all of its transactions */
 typedef struct PosPush
@@ -75,6 +99,10 @@ typedef struct PosPush
 	MemoryContext errors;
 	PosCulprit	culprit;		/* of the last batch that failed */
 } PosPush;
+
+/* in quarantine.c */
+extern void pos_quarantine_hold(PosRun *run, Datum txid, ErrorData *error,
+								PosCulprit *culprit);
 
 /* in push.c */
 extern void pos_push_run(PosPush *push);

@@ -10,7 +10,7 @@
 #include "possync.h"
 
 #include "catalog/pg_type.h"
-#include "run.h"
+#include "push.h"
 #include "store.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -250,4 +250,63 @@ pos_quarantine_close(PosRun *run)
 {
 	pos_rowset_free(run->rejects);
 	run->rejects = NULL;
+}
+
+/*
+ * Puts a transaction into quarantine with the error that the remote, or our
+ * own check, raised about it, in the name of the row at fault or else of the
+ * first one.
+ */
+void
+pos_quarantine_hold(PosRun *run, Datum txid, ErrorData *error,
+					PosCulprit *culprit)
+{
+	Oid			types[] = {
+		XID8OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INT2ARRAYOID,
+		INT2OID, TEXTOID, TEXTARRAYOID
+	};
+	Datum		values[10];
+	char		nulls[11] = "          ";
+	const char *reason = "error";
+
+	if (error->sqlerrcode == ERRCODE_TRIGGERED_ACTION_EXCEPTION)
+		reason = "dependency";
+	else if (error->sqlerrcode == ERRCODE_CARDINALITY_VIOLATION)
+		reason = "ambiguous";
+	values[0] = txid;
+	values[1] = CStringGetTextDatum(reason);
+	values[2] = CStringGetTextDatum(error->message);
+	values[3] = CStringGetTextDatum(unpack_sql_state(error->sqlerrcode));
+	nulls[4] = error->detail == NULL ? 'n' : ' ';
+	if (error->detail != NULL)
+		values[4] = CStringGetTextDatum(error->detail);
+	values[5] = Int32GetDatum(run->id);
+	values[6] = pos_config_ids(run->tree->models);
+	memset(nulls + 7, 'n', 3);
+	if (culprit->model != 0)
+	{
+		int			n = list_length(culprit->candidates);
+		Datum	   *keys = palloc(Max(n, 1) * sizeof(Datum));
+
+		for (int i = 0; i < n; i++)
+			keys[i] = CStringGetTextDatum(list_nth(culprit->candidates, i));
+		values[7] = Int16GetDatum(culprit->model);
+		values[8] = CStringGetTextDatum(culprit->key);
+		values[9] = PointerGetDatum(construct_array(keys, n, TEXTOID, -1, false,
+													TYPALIGN_INT));
+		memset(nulls + 7, ' ', 3);
+	}
+	pos_store_execute("WITH entry AS (SELECT model, image,"
+					  " coalesce(local_key::text, local_key_text) AS key"
+					  " FROM @.synchronize_queue WHERE txid = $1"
+					  " AND model = ANY ($7) ORDER BY id LIMIT 1),"
+					  " q AS (INSERT INTO @.synchronize_quarantine"
+					  " (model, direction, local_key, txid, reason, message,"
+					  " sqlstate, detail, candidates, row_image, run)"
+					  " SELECT coalesce($8, model), 'push', coalesce($9, key),"
+					  " $1, $2, $3, $4, $5, $10, image::jsonb, $6"
+					  " FROM entry RETURNING id)"
+					  " INSERT INTO @.synchronize_held (txid, quarantine)"
+					  " SELECT $1, id FROM q",
+					  10, types, values, nulls);
 }

@@ -1,0 +1,298 @@
+/*
+ * recognise.c
+ *		Rows of a batch that the remote is not known to have: found there by
+ *		their match fields, or given keys that the remote makes.
+ *
+ * A new row is not looked for if nothing says that it might be there; should a
+ * unique constraint of the remote say so after all, the batch comes here again
+ * with match_all.
+ */
+#include "possync.h"
+
+#include "push.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+/* Marks a row of a model's outgoing set: rewrites the set with new flags. */
+typedef int (*Decide) (PosRun *run, PosModel *model, Datum *values, bool *nulls,
+					   int flags, void *arg);
+
+static void
+mark_rows(PosRun *run, PosModel *model, Decide decide, void *arg)
+{
+	PosRowset  *done = pos_rowset_create(psprintf("possync_outgoing_%d",
+												  model->id), model->stage);
+	Datum	   *values;
+	bool	   *nulls;
+
+	pos_rowset_rewind(model->outgoing->rows);
+	while (pos_rowset_next(model->outgoing->rows, &values, &nulls))
+	{
+		MemoryContext old;
+
+		MemoryContextReset(run->row);
+		old = MemoryContextSwitchTo(run->row);
+		values[POS_STAGE_OLD] =
+			Int64GetDatum(decide(run, model, values, nulls,
+								 DatumGetInt64(values[POS_STAGE_OLD]), arg));
+		MemoryContextSwitchTo(old);
+		pos_rowset_put(done, values, nulls);
+	}
+	pos_rowset_free(model->outgoing->rows);
+	model->outgoing->rows = done;
+}
+
+/* Whether all that a row's match fields refer to is at the remote. */
+static bool
+can_match(PosRun *run, PosModel *model, Datum *values, bool *nulls)
+{
+	for (int i = 0; i < model->nwritten; i++)
+	{
+		PosField   *field = model->written[i];
+		bool		isnull;
+		Datum		local;
+		Datum		remote;
+		uint8		known;
+
+		if (!field->match || field->supplier == NULL)
+			continue;
+		local = pos_outgoing_parent(field->supplier, values, nulls, &isnull);
+		if (!isnull && pos_translation_find(run, field->supplier->parent, local,
+											&remote, &known) != POS_FOUND)
+			return false;
+	}
+	return true;
+}
+
+/* Whether a row is looked for at the remote before it is created there. */
+static bool
+is_looked_for(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags)
+{
+	if (model->on_unknown == POS_CREATE_ONLY)
+		return false;
+
+	/*
+	 * a new row with a unique match field: the constraint tells, see
+	 * push_some
+	 */
+	if ((flags & POS_ROW_NEW) && !run->match_all &&
+		model->on_unknown == POS_MATCH_CREATE)
+		return false;
+	return (flags & POS_ROW_UNKNOWN) != 0 &&
+		can_match(run, model, values, nulls);
+}
+
+/* What the remote answered about the rows looked for */
+typedef struct Found
+{
+	PosStep    *step;
+	int			row;			/* number of the row decided upon */
+	int			answer;
+} Found;
+
+static Datum
+answered_key(PosModel *model, char **texts)
+{
+	Datum		parts[INDEX_MAX_KEYS];
+
+	if (model->nkey == 1)
+		return pos_key_from_string(texts[0], model->remote_int);
+	for (int i = 0; i < model->nkey; i++)
+		parts[i] = CStringGetTextDatum(texts[i]);
+	return pos_key_from_parts(model->nkey, parts);
+}
+
+/* Forgets the keys that unsure rows were given, so that they are looked for. */
+static int
+forget_unsure(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
+			  void *arg)
+{
+	if (!(flags & POS_ROW_UNSURE))
+		return flags;
+	pos_translation_remove(run, model, values[POS_STAGE_LOCAL]);
+	return (flags & ~POS_ROW_UNSURE) |
+		(flags & POS_ROW_DELETED ? 0 : POS_ROW_UNKNOWN);
+}
+
+/* Remembers the row for which a batch is about to fail, and its candidates. */
+static void
+accuse(PosRun *run, PosModel *model, Datum *values, PosStep *step, int first,
+	   int last)
+{
+	PosCulprit *culprit = &run->whole->culprit;
+	MemoryContext old = MemoryContextSwitchTo(run->whole->errors);
+
+	culprit->model = model->id;
+	culprit->key = pos_key_string(values[POS_STAGE_LOCAL], model->local_int);
+	culprit->candidates = NIL;
+	for (int i = first; i < last; i++)
+		culprit->candidates =
+			lappend(culprit->candidates,
+					pos_key_string(answered_key(model, &step->answers[i * model->nkey]),
+								   model->remote_int));
+	MemoryContextSwitchTo(old);
+}
+
+/* Links a row with what the remote has, if that is one row. */
+static int
+link_found(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
+		   void *arg)
+{
+	Found	   *found = arg;
+	PosStep    *step = found->step;
+	int			first = found->answer;
+	Datum		remote;
+
+	if (!is_looked_for(run, model, values, nulls, flags))
+		return flags;
+	while (found->answer < step->nanswers &&
+		   step->row[found->answer] == found->row)
+		found->answer++;
+	found->row++;
+	if (found->answer == first)
+		return flags;
+	remote = answered_key(model, &step->answers[first * model->nkey]);
+	if (found->answer - first > 1)
+		accuse(run, model, values, step, first, found->answer);
+	if (found->answer - first > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_CARDINALITY_VIOLATION),
+				 errmsg("%d remote rows match row %s of \"%s\"",
+						found->answer - first,
+						pos_key_string(values[POS_STAGE_LOCAL], model->local_int),
+						model->name)));
+	if (pos_translation_is_linked(run, model, remote))
+		ereport(ERROR,
+				(errcode(ERRCODE_CARDINALITY_VIOLATION),
+				 errmsg("the remote row %s that matches row %s of \"%s\" is linked with another local row",
+						pos_key_string(remote, model->remote_int),
+						pos_key_string(values[POS_STAGE_LOCAL], model->local_int),
+						model->name)));
+	pos_translation_add(run, model, remote, values[POS_STAGE_LOCAL], false);
+	pos_translation_flush(run);
+	model->counts.matched++;
+	return (flags & ~POS_ROW_UNKNOWN) | POS_ROW_MATCHED;
+}
+
+/* Looks for the unknown rows of a model at the remote. */
+static void
+match(PosRun *run, PosModel *model)
+{
+	PosSteps	steps = {0};
+	PosStep    *step = pos_steps_add(&steps, model, POS_STEP_MATCH);
+	Found		found = {.step = step};
+	Datum	   *values;
+	bool	   *nulls;
+
+	for (int i = 0; i < model->nwritten; i++)
+		if (model->written[i]->match)
+			step->columns[step->ncolumns++] = model->written[i]->remote;
+	if (step->ncolumns == 0)
+		return;
+	if (run->match_all)
+		mark_rows(run, model, forget_unsure, NULL);
+	pos_rowset_rewind(model->outgoing->rows);
+	while (pos_rowset_next(model->outgoing->rows, &values, &nulls))
+	{
+		if (!is_looked_for(run, model, values, nulls,
+						   DatumGetInt64(values[POS_STAGE_OLD])))
+			continue;
+		pos_steps_begin_row(&steps);
+		for (int i = 0; i < model->nwritten; i++)
+			if (model->written[i]->match)
+				pos_steps_field(&steps.rows, run, model->written[i], values, nulls);
+		pos_steps_end_row(&steps);
+	}
+	pos_steps_close(&steps);
+	if (step->nrows == 0)
+		return;
+	run->connection->ops->write(run->connection, steps.steps, steps.nsteps);
+	mark_rows(run, model, link_found, &found);
+}
+
+/* The keys made at the remote for a model, and how many are used */
+typedef struct Keys
+{
+	PosStep    *step;			/* NULL: no column is made there */
+	int			used;
+} Keys;
+
+/* Whether a column of a model's key is made at the remote. */
+static bool
+is_made(PosField *field)
+{
+	return !field->copy && field->supplier == NULL && field->fixed == NULL;
+}
+
+/* Gives an unknown row its key at the remote. */
+static int
+assign_key(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
+		   void *arg)
+{
+	Keys	   *keys = arg;
+	char	   *texts[INDEX_MAX_KEYS];
+	int			made = 0;
+
+	if ((flags & POS_ROW_UNKNOWN) == 0)
+		return flags;
+	if (model->on_unknown == POS_MATCH_ONLY)
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
+				 errmsg("row %s of \"%s\" matches nothing at the remote, and must not be created there",
+						pos_key_string(values[POS_STAGE_LOCAL], model->local_int),
+						model->name)));
+	for (int i = 0; i < model->nkey; i++)
+		texts[i] = is_made(model->key[i]) ?
+			keys->step->answers[keys->used * keys->step->ncolumns + made++] :
+			pos_steps_text(run, model->key[i], values, nulls);
+	keys->used++;
+	pos_translation_add(run, model, answered_key(model, texts),
+						values[POS_STAGE_LOCAL], true);
+	return (flags & ~POS_ROW_UNKNOWN) | POS_ROW_CREATED;
+}
+
+/* Returns the step that makes keys for a model's unknown rows, if any does. */
+static PosStep *
+keys_step(PosRun *run, PosModel *model, PosSteps *steps)
+{
+	int			n = 0;
+	PosStep    *step;
+	Datum	   *values;
+	bool	   *nulls;
+	bool		any = false;
+
+	for (int i = 0; i < model->nkey; i++)
+		any = any || is_made(model->key[i]);
+	if (!any)
+		return NULL;
+	pos_rowset_rewind(model->outgoing->rows);
+	while (pos_rowset_next(model->outgoing->rows, &values, &nulls))
+		if (DatumGetInt64(values[POS_STAGE_OLD]) & POS_ROW_UNKNOWN)
+			n++;
+	if (n == 0)
+		return NULL;
+	step = pos_steps_add(steps, model, POS_STEP_KEYS);
+	step->nrows = n;
+	for (int i = 0; i < model->nkey; i++)
+		if (is_made(model->key[i]))
+			step->columns[step->ncolumns++] = model->key[i]->remote;
+	return step;
+}
+
+/* Recognises the batch's unknown rows at the remote, or gives them keys. */
+void
+pos_recognise_batch(PosRun *run, PosBatch *batch)
+{
+	PosSteps	steps = {0};
+	Keys	   *keys = palloc0(list_length(batch->models) * sizeof(Keys));
+	ListCell   *lc;
+
+	foreach(lc, batch->models)
+		match(run, lfirst(lc));
+	foreach(lc, batch->models)
+		keys[foreach_current_index(lc)].step = keys_step(run, lfirst(lc), &steps);
+	if (steps.nsteps > 0)
+		run->connection->ops->write(run->connection, steps.steps, steps.nsteps);
+	foreach(lc, batch->models)
+		mark_rows(run, lfirst(lc), assign_key, &keys[foreach_current_index(lc)]);
+}
