@@ -278,6 +278,7 @@ leave_unreceived_out(PosRun *run, Reception *r, ErrorData *error)
 	for (int i = 0; i < model->nkey; i++)
 		if (r->wirenulls[i])
 			ReThrowError(error);
+	pos_careful_count(run, error);
 	if (error->context != NULL)
 		message = psprintf("%s; %s", message, error->context);
 	memset(r->nulls, true, model->stage->natts * sizeof(bool));

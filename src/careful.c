@@ -15,6 +15,9 @@
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
+/* As many rows of one run are left out for their content */
+#define MAX_BAD_ROWS 1000
+
 /*
  * Whether an error is about the content of a row, so that the others need not
  * suffer for it.
@@ -100,6 +103,17 @@ typedef struct Halving
 								 * NULL */
 } Halving;
 
+/*
+ * Counts a bad row.  If there are too many it is not the rows that are at
+ * fault, and the run fails with the error.
+ */
+void
+pos_careful_count(PosRun *run, ErrorData *error)
+{
+	if (++run->nbad > MAX_BAD_ROWS)
+		ReThrowError(error);
+}
+
 /* Leaves the only gathered row out. */
 static void
 leave_out(PosRun *run, Halving *halving, ErrorData *error)
@@ -111,6 +125,7 @@ leave_out(PosRun *run, Halving *halving, ErrorData *error)
 	pos_rowset_rewind(halving->gathered);
 	if (!pos_rowset_next(halving->gathered, &values, &nulls))
 		return;
+	pos_careful_count(run, error);
 	pos_quarantine_reject(run, model, values[POS_STAGE_REMOTE], "error",
 						  pos_careful_message(error), NIL, values, nulls);
 	if (halving->created)
@@ -144,7 +159,11 @@ halve(PosRun *run, Halving *halving, int64 first, int64 last)
 	if (error == NULL)
 		return;
 	if (last - first == 1 && halving->failed != NULL)
+	{
+		if (pos_rowset_count(halving->failed) >= MAX_BAD_ROWS)
+			ReThrowError(error);
 		copy_row(halving->gathered, halving->failed);
+	}
 	else if (last - first == 1)
 		leave_out(run, halving, error);
 	else

@@ -18,6 +18,7 @@ typedef struct PosRun
 	bool		push;			/* the source is here, the target there */
 	bool		dry;			/* find out what would be done, and do nothing */
 	bool		careful;		/* leave bad rows out, see careful.c */
+	int			nbad;			/* how many of them */
 	bool		anew;			/* read everything, whatever the positions say */
 	PosTree    *tree;
 	PosConnection *connection;
@@ -121,6 +122,7 @@ extern void pos_careful_write(PosRun *run, PosModel *model,
 extern void pos_careful_write_component(PosRun *run, List *models,
 										PosRowset **gathered, PosCareful all,
 										PosCareful one);
+extern void pos_careful_count(PosRun *run, ErrorData *error);
 extern char *pos_careful_message(ErrorData *error);
 
 /* in prove.c: foreign keys proven instead of checked */

@@ -210,7 +210,7 @@ my %causes = (
 		sub { $master->safe_psql('postgres', 'ALTER TABLE barcode RENAME TO hidden; CREATE VIEW barcode AS SELECT id, product, code, updated_at + 1 / (id - id) * interval $$1 s$$ AS updated_at FROM hidden') },
 		sub { $master->safe_psql('postgres', 'DROP VIEW barcode; ALTER TABLE hidden RENAME TO barcode') } ],
 	'while writing' => [
-		sub { $till->safe_psql('postgres', 'CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE $a$no$a$; END $$; CREATE TRIGGER no AFTER INSERT OR UPDATE ON barcode EXECUTE FUNCTION no()') },
+		sub { $till->safe_psql('postgres', 'CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE insufficient_privilege; END $$; CREATE TRIGGER no AFTER INSERT OR UPDATE ON barcode EXECUTE FUNCTION no()') },
 		sub { $till->safe_psql('postgres', 'DROP TRIGGER no ON barcode') } ]);
 
 for my $cause (sort keys %causes)

@@ -82,7 +82,7 @@ sub pull
 for my $kind ('recognised', 'created')
 {
 	my $recognised = $kind eq 'recognised';
-	my ($dbname, $n) = ("chain_$kind", 5000);
+	my ($dbname, $n) = ("chain_$kind", $recognised ? 1000 : 5000);
 	my $half = $n / 2;
 	prepare($dbname, 'CREATE TABLE node (id serial PRIMARY KEY, parent integer REFERENCES node, name text NOT NULL)', <<"EOC");
 INSERT INTO node (id, parent, name)
