@@ -342,16 +342,29 @@ try_write(PosPgSession *session, PosStep **steps, int nsteps, bool kept)
 	return true;
 }
 
-/* Describes the tables of all steps anew, on a new connection. */
+/*
+ * Describes the tables of all steps, if one is not known: a connection that
+ * took the place of another knows those only that it was asked for.
+ */
 static void
-start_over(PosPgSession *session, PosStep **steps, int nsteps)
+know_tables(PosPgSession *session, PosStep **steps, int nsteps)
 {
 	PosTable  **tables = palloc(nsteps * sizeof(PosTable *));
+	bool		known = true;
+	List	   *problems;
 
-	pos_pg_session_close(session);
 	for (int i = 0; i < nsteps; i++)
+	{
 		tables[i] = steps[i]->table;
-	(void) pos_pg_expect_tables(&session->base, tables, nsteps);
+		known = known && pos_pg_relation(session, tables[i]->remote) != NULL;
+	}
+	if (known)
+		return;
+	problems = pos_pg_expect_tables(&session->base, tables, nsteps);
+	if (problems != NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg_internal("%s", (char *) linitial(problems))));
 }
 
 /* See connection.h: write */
@@ -360,13 +373,16 @@ pos_pg_write(PosConnection *connection, PosStep **steps, int nsteps)
 {
 	PosPgSession *session = (PosPgSession *) connection;
 
+	if (session->state != POS_PG_CLOSED)
+		know_tables(session, steps, nsteps);
 	pos_pg_session_enter(session);
 	session->level = GetCurrentTransactionNestLevel();
 	session->received = 0;
 	if (session->state == POS_PG_CLOSED ||
 		!try_write(session, steps, nsteps, true))
 	{
-		start_over(session, steps, nsteps);
+		pos_pg_session_close(session);
+		know_tables(session, steps, nsteps);
 		pos_pg_session_enter(session);
 		(void) try_write(session, steps, nsteps, false);
 	}
