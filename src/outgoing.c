@@ -171,14 +171,8 @@ pos_outgoing_parent(PosReference *reference, Datum *values, bool *nulls,
 static bool
 is_unsure(PosRun *run, PosModel *model, Datum key)
 {
-	ListCell   *lc;
-
-	if (run->open == NIL)
-		return false;
-	foreach(lc, run->open)
-		if (pos_translation_run(run, model, key) == lfirst_int(lc))
-		return true;
-	return false;
+	return run->open != NIL &&
+		list_member_int(run->open, pos_translation_run(run, model, key));
 }
 
 /* Sees to it that what a row refers to is sent too, if it is not there. */
