@@ -11,6 +11,7 @@ Possync::Proxy - a network that can be made to fail
   $proxy->delay(0.01);       # every byte takes 10 ms each way
   $proxy->cut;               # every connection is reset; new ones work
   $proxy->cut_after(10_000); # the same after so many bytes from the server
+  $proxy->cut_after_sent(10_000);  # or from clients
   $proxy->half_close;        # clients see the end of the stream
   $proxy->blackhole;         # connections stay, nothing passes any more
   $proxy->hole_after(1_000); # the same after so many bytes from the server
@@ -75,6 +76,7 @@ sub port { return $_[0]{port} }
 sub delay { return $_[0]->command("delay $_[1]") }
 sub cut { return $_[0]->command('cut') }
 sub cut_after { return $_[0]->command("cut_after $_[1]") }
+sub cut_after_sent { return $_[0]->command("cut_after_sent $_[1]") }
 sub hole_after { return $_[0]->command("hole_after $_[1]") }
 sub half_close { return $_[0]->command('half_close') }
 sub blackhole { return $_[0]->command('blackhole') }
@@ -132,6 +134,7 @@ sub serve
 	my $port = $listener->sockport;
 	my %streams;    # by fileno of from
 	my ($delay, $blackhole, $left) = (0, 0, undef);
+	my $from_client = 0;    # whose bytes are left
 	my $end;    # what happens when none are left
 	my %stats = map { $_ => 0 } qw(connections sent received turns);
 
@@ -150,8 +153,9 @@ sub serve
 	my %commands = (
 		delay => sub { $delay = $_[0] },
 		cut => $drop_all,
-		cut_after => sub { $left = $_[0]; $end = $drop_all },
-		hole_after => sub { $left = $_[0]; $end = sub { $blackhole = 1 } },
+		cut_after => sub { ($left, $from_client, $end) = ($_[0], 0, $drop_all) },
+		cut_after_sent => sub { ($left, $from_client, $end) = ($_[0], 1, $drop_all) },
+		hole_after => sub { ($left, $from_client, $end) = ($_[0], 0, sub { $blackhole = 1 }) },
 		half_close => sub {
 			shutdown($_->{to}, SHUT_WR)
 			  for grep { !$_->{client} } values %streams;
@@ -239,7 +243,7 @@ sub serve
 					$drop->($stream);
 					last;
 				}
-				if (defined $left && !$stream->{client})
+				if (defined $left && $stream->{client} == $from_client)
 				{
 					$left -= length $bytes;
 					substr($bytes, $left) = '' if $left < 0;
