@@ -252,10 +252,13 @@ COMMENT ON FOREIGN DATA WRAPPER possync_postgres IS 'possync: a remote PostgreSQ
  * _possync_check_rights
  *		Lets those pass who may configure a table for a server.
  *
- * Errors: insufficient_privilege.  A table that was dropped has no owner any
- * more; its configuration is left to superusers.
+ * removing: the model is only to be removed.  A table that was dropped has no
+ * owner any more, and its model serves nobody: whoever has USAGE on the server
+ * may remove it, and nobody but superusers may change it.  Errors:
+ * insufficient_privilege.
  */
-CREATE FUNCTION @extschema@._possync_check_rights(relation regclass, server name)
+CREATE FUNCTION @extschema@._possync_check_rights(relation regclass, server name,
+												  removing boolean DEFAULT false)
 RETURNS void LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -263,11 +266,18 @@ BEGIN
 	IF (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
 		RETURN;
 	END IF;
-	IF NOT EXISTS (SELECT FROM pg_class c
-				   WHERE c.oid = relation AND pg_has_role(c.relowner, 'USAGE')) THEN
+	IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = relation) THEN
+		IF relation IS NULL THEN
+			RAISE insufficient_privilege USING MESSAGE = 'the model does not exist';
+		ELSIF NOT removing THEN
+			RAISE insufficient_privilege USING
+				MESSAGE = 'the table of the model does not exist any more',
+				HINT = 'Remove the model with possync_remove_model.';
+		END IF;
+	ELSIF NOT EXISTS (SELECT FROM pg_class c
+					  WHERE c.oid = relation AND pg_has_role(c.relowner, 'USAGE')) THEN
 		RAISE insufficient_privilege USING
-			MESSAGE = CASE WHEN relation IS NULL THEN 'the model does not exist'
-						   ELSE format('must be owner of table %s', relation) END,
+			MESSAGE = format('must be owner of table %s', relation),
 			DETAIL = 'Only the owner of a table may configure how it is synchronized.';
 	END IF;
 	IF EXISTS (SELECT FROM pg_foreign_server s
@@ -1144,7 +1154,7 @@ DECLARE
 BEGIN
 	LOCK TABLE @extschema@.synchronize_model IN SHARE ROW EXCLUSIVE MODE;
 	old := @extschema@._possync_model($1);
-	PERFORM @extschema@._possync_check_rights(old.relation, old.server);
+	PERFORM @extschema@._possync_check_rights(old.relation, old.server, removing => true);
 	SELECT string_agg(format('%s (%s)', r.model, array_to_string(r.columns, ', ')), ', '
 					  ORDER BY r.model COLLATE "C", r.first_column, r.columns) INTO users
 	FROM @extschema@.possync_reference r WHERE r.referenced_id = old.id AND r.model_id <> old.id;
@@ -1488,6 +1498,7 @@ DECLARE
 	arrow text;
 	indent integer;
 	in_full boolean;
+	gone boolean;
 	branch record;
 BEGIN
 	WITH RECURSIVE below (id) AS (
@@ -1502,13 +1513,16 @@ BEGIN
 		arrow := arrows[n];
 		/* A child is described where it belongs. */
 		in_full := current.id <> ALL (shown) AND (arrow <> '->' OR current.id <> ALL (children));
+		gone := NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = current.relation);
 		indent := 4 * (length(path) - length(replace(path, '/', '')) - 1);
 		tree := CASE WHEN indent = 0 THEN current.name
 					 ELSE repeat(' ', indent - 3) || arrow || ' ' || current.name END;
 		IF in_full THEN
 			remote := current.remote;
 			does := @extschema@._possync_does(current.id);
-			reason := concat_ws('; ', 'by ' || keys[n], current.reason);
+			reason := concat_ws('; ', 'by ' || keys[n],
+								CASE WHEN gone THEN 'the table is no longer there: remove the model with possync_remove_model'
+									 ELSE current.reason END);
 		ELSE
 			tree := tree || CASE WHEN path LIKE '%/' || current.id || '/' THEN ' (itself)'
 								 WHEN path LIKE '%/' || current.id || '/%' THEN ' (cycle, see above)'
@@ -1521,7 +1535,7 @@ BEGIN
 		n := n - 1;
 		RETURN NEXT;
 
-		IF in_full AND fields THEN
+		IF in_full AND fields AND NOT gone THEN
 			RETURN QUERY
 			SELECT repeat(' ', indent + 2) || f.name, f.remote, @extschema@._possync_does(f.model, f.name),
 				   CASE WHEN a.attname IS NULL THEN 'the column is no longer there' ELSE f.reason END
