@@ -826,6 +826,51 @@ $$;
 COMMENT ON FUNCTION @extschema@._possync_free_name(regclass, name) IS 'internal: a model name that is not taken';
 
 /*
+ * _possync_rematch
+ *		Chooses the match fields of a model anew, one of which was dropped or
+ *		renamed: what is left of them may fit rows that have nothing to do with
+ *		each other.
+ *
+ * Returns what was chosen, in words.  Where nothing is certain enough it warns.
+ */
+CREATE FUNCTION @extschema@._possync_rematch(model smallint)
+RETURNS text LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	owner @extschema@.synchronize_model;
+	proposal record;
+BEGIN
+	SELECT m.* INTO owner FROM @extschema@.synchronize_model m WHERE m.id = $1;
+	proposal := @extschema@._possync_propose_match(owner.relation, owner.key_columns);
+	/* somebody may have decided not to copy what is proposed */
+	IF EXISTS (SELECT FROM @extschema@.synchronize_field f
+			   WHERE f.model = $1 AND f.name = ANY (proposal.columns) AND NOT f.copy AND f.fixed IS NULL) THEN
+		proposal.columns := NULL;
+		proposal.reason := 'no match fields: choose some with possync_set_field';
+	END IF;
+	UPDATE @extschema@.synchronize_field f SET match = coalesce(f.name = ANY (proposal.columns), false)
+	WHERE f.model = $1 AND f.match IS DISTINCT FROM coalesce(f.name = ANY (proposal.columns), false);
+	UPDATE @extschema@.synchronize_model m
+	SET on_unknown = CASE WHEN m.on_unknown = 'match_create' AND proposal.columns IS NULL THEN 'create'
+						  ELSE m.on_unknown END,
+		reason = concat_ws('; ', proposal.reason, nullif(split_part(m.reason, '; ', 2), ''))
+	WHERE m.id = $1;
+	IF proposal.columns IS NULL THEN
+		RAISE WARNING USING
+			MESSAGE = format('model "%s" has lost its match fields', owner.name),
+			DETAIL = CASE owner.on_unknown
+						 WHEN 'match_create' THEN 'Rows that are not known yet are only created from now on, also where the same is here already.'
+						 ELSE 'Rows that are not known yet are not recognised from now on.' END,
+			HINT = format('Choose others with possync_set_field(%L, ..., match => true).', owner.name);
+		RETURN 'match fields lost';
+	END IF;
+	RETURN 'match fields chosen anew: ' || array_to_string(proposal.columns, ', ');
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_rematch(smallint) IS 'internal: chooses the match fields of a model anew';
+
+/*
  * _possync_add_table
  *		Makes a table a model of a server, or brings its model up to date with
  *		columns that were added or dropped.
@@ -847,6 +892,8 @@ DECLARE
 	change record;
 	added text;
 	dropped text;
+	lost boolean;
+	chosen text;
 BEGIN
 	SELECT m.id, m.key_columns INTO id, key
 	FROM @extschema@.synchronize_model m WHERE m.relation = $1 AND m.server = $2;
@@ -895,18 +942,16 @@ BEGIN
 		DELETE FROM @extschema@.synchronize_field f
 		WHERE f.model = _possync_add_table.id AND NOT EXISTS (SELECT FROM pg_attribute a
 										   WHERE a.attrelid = $1 AND a.attname = f.name AND NOT a.attisdropped)
-		RETURNING f.name)
-	SELECT string_agg(old.name, ', ' ORDER BY old.name) INTO dropped FROM old;
+		RETURNING f.name, f.match)
+	SELECT string_agg(old.name, ', ' ORDER BY old.name), bool_or(old.match) INTO dropped, lost FROM old;
 
-	IF dropped IS NOT NULL THEN
-		UPDATE @extschema@.synchronize_model m SET on_unknown = 'create'
-		WHERE m.id = _possync_add_table.id AND m.on_unknown = 'match_create'
-		  AND NOT EXISTS (SELECT FROM @extschema@.synchronize_field f WHERE f.model = m.id AND f.match);
+	IF lost THEN
+		chosen := @extschema@._possync_rematch(_possync_add_table.id);
 	END IF;
-	IF added IS NOT NULL THEN
+	IF added IS NOT NULL OR lost THEN
 		DELETE FROM @extschema@.synchronize_position p WHERE p.model = _possync_add_table.id;
 	END IF;
-	note := nullif(concat_ws('; ', 'new columns: ' || added, 'columns no longer there: ' || dropped), '');
+	note := nullif(concat_ws('; ', 'new columns: ' || added, 'columns no longer there: ' || dropped, chosen), '');
 END $$;
 COMMENT ON FUNCTION @extschema@._possync_add_table(regclass, name, text, text) IS 'internal: makes a table a model, or brings its model up to date';
 
