@@ -1624,14 +1624,15 @@ END $$;
 COMMENT ON FUNCTION @extschema@.possync_tree(text, boolean) IS 'the tree of a model to read: columns, what it refers to (->) and its children (<-)';
 
 /* --- engine entry points --- */
-CREATE FUNCTION @extschema@.possync_pull(model text, dry_run boolean DEFAULT false, on_error text DEFAULT 'report')
+CREATE FUNCTION @extschema@.possync_pull(model text, dry_run boolean DEFAULT false, on_error text DEFAULT 'report',
+										 "full" boolean DEFAULT false)
 RETURNS @extschema@.synchronize_history
-AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
-COMMENT ON FUNCTION @extschema@.possync_pull(text, boolean, text) IS 'reads the tree of a model from its server and applies what changed there; returns the run''s row of synchronize_history';
+AS 'MODULE_PATHNAME' LANGUAGE C;
+COMMENT ON FUNCTION @extschema@.possync_pull(text, boolean, text, boolean) IS 'reads the tree of a model from its server and applies what changed there; returns the run''s row of synchronize_history';
 
 CREATE FUNCTION @extschema@.possync_push(model text, on_error text DEFAULT 'report')
 RETURNS @extschema@.synchronize_history
-AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
+AS 'MODULE_PATHNAME' LANGUAGE C;
 COMMENT ON FUNCTION @extschema@.possync_push(text, text) IS 'sends what is queued for the server of a model, and waits for it; returns the run''s row of synchronize_history';
 
 /* --- queue --- */
