@@ -1747,6 +1747,19 @@ RETURNS TABLE (server name, remote_key text, run integer, at timestamptz, explan
 AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
 COMMENT ON FUNCTION @extschema@.possync_explain(regclass, text) IS 'tells where a row came from, its remote key, and what waits for it';
 
+-- Rows that were left out, for the owners of their tables.
+CREATE VIEW @extschema@.possync_quarantine WITH (security_barrier) AS
+	SELECT q.id, m.name AS model, m.relation, m.server, q.direction,
+		   q.remote_key, q.local_key, q.reason, q.message, q.sqlstate, q.detail,
+		   q.candidates, q.row_image, q.run, q.since,
+		   q.discarded_at, q.discarded_by, q.discarded_because
+	FROM @extschema@.synchronize_quarantine q
+	JOIN @extschema@.synchronize_model m ON m.id = q.model
+	JOIN pg_catalog.pg_class c ON c.oid = m.relation
+	WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE');
+COMMENT ON VIEW @extschema@.possync_quarantine IS 'rows of the current user''s tables that were left out, and why';
+GRANT SELECT ON @extschema@.possync_quarantine TO PUBLIC;
+
 -- What waits to be pushed.  Everybody may know how much it is.
 CREATE VIEW @extschema@.possync_queue_depth AS
 	SELECT m.server, m.name AS model, count(*) AS entries,
