@@ -28,7 +28,7 @@ SELECT possync_set_field('unit', 'symbol', match => true);
 SELECT status, rows_read, rows_created, rows_matched, rows_updated, rows_left_out
 FROM possync_pull('product', dry_run => true);
 
--- Let it happen.
+-- Let it happen.  What the till had is matched; of that, what differs is updated.
 SELECT status, rows_read, rows_created, rows_matched, rows_updated, rows_left_out,
 	bytes_received
 FROM possync_pull('product');
@@ -36,5 +36,6 @@ FROM possync_pull('product');
 SELECT status, rows_read, rows_created, rows_matched, rows_updated, rows_left_out
 FROM possync_pull('price_list');
 
--- Once more: nothing to do.
+-- Once more: nothing to do.  Tables without a change column (tax, and the
+-- categories of units) are read every time and compared.
 SELECT status, rows_read, rows_created, rows_updated FROM possync_pull('product');

@@ -252,10 +252,13 @@ COMMENT ON FOREIGN DATA WRAPPER possync_postgres IS 'possync: a remote PostgreSQ
  * _possync_check_rights
  *		Lets those pass who may configure a table for a server.
  *
- * Errors: insufficient_privilege.  A table that was dropped has no owner any
- * more; its configuration is left to superusers.
+ * removing: the model is only to be removed.  A table that was dropped has no
+ * owner any more, and its model serves nobody: whoever has USAGE on the server
+ * may remove it, and nobody but superusers may change it.  Errors:
+ * insufficient_privilege.
  */
-CREATE FUNCTION @extschema@._possync_check_rights(relation regclass, server name)
+CREATE FUNCTION @extschema@._possync_check_rights(relation regclass, server name,
+												  removing boolean DEFAULT false)
 RETURNS void LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -263,11 +266,18 @@ BEGIN
 	IF (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
 		RETURN;
 	END IF;
-	IF NOT EXISTS (SELECT FROM pg_class c
-				   WHERE c.oid = relation AND pg_has_role(c.relowner, 'USAGE')) THEN
+	IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = relation) THEN
+		IF relation IS NULL THEN
+			RAISE insufficient_privilege USING MESSAGE = 'the model does not exist';
+		ELSIF NOT removing THEN
+			RAISE insufficient_privilege USING
+				MESSAGE = 'the table of the model does not exist any more',
+				HINT = 'Remove the model with possync_remove_model.';
+		END IF;
+	ELSIF NOT EXISTS (SELECT FROM pg_class c
+					  WHERE c.oid = relation AND pg_has_role(c.relowner, 'USAGE')) THEN
 		RAISE insufficient_privilege USING
-			MESSAGE = CASE WHEN relation IS NULL THEN 'the model does not exist'
-						   ELSE format('must be owner of table %s', relation) END,
+			MESSAGE = format('must be owner of table %s', relation),
 			DETAIL = 'Only the owner of a table may configure how it is synchronized.';
 	END IF;
 	IF EXISTS (SELECT FROM pg_foreign_server s
@@ -277,7 +287,7 @@ BEGIN
 			HINT = format('Ask its owner for: GRANT USAGE ON FOREIGN SERVER %I TO %I;', server, current_user);
 	END IF;
 END $$;
-COMMENT ON FUNCTION @extschema@._possync_check_rights(regclass, name) IS 'internal: lets those pass who may configure a table for a server';
+COMMENT ON FUNCTION @extschema@._possync_check_rights(regclass, name, boolean) IS 'internal: lets those pass who may configure a table for a server';
 
 /*
  * _possync_authorize
@@ -292,7 +302,7 @@ AS $$
 BEGIN
 	IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
 		IF TG_TABLE_NAME = 'synchronize_model' THEN
-			PERFORM @extschema@._possync_check_rights(m.relation, m.server)
+			PERFORM @extschema@._possync_check_rights(m.relation, m.server, TG_OP = 'DELETE')
 			FROM (SELECT OLD.relation, OLD.server WHERE TG_OP <> 'INSERT'
 				  UNION SELECT NEW.relation, NEW.server WHERE TG_OP <> 'DELETE') m;
 		ELSE
@@ -631,29 +641,30 @@ COMMENT ON FUNCTION @extschema@._possync_propose_change(regclass, name[]) IS 'in
 
 /*
  * _possync_closest
- *		A hint that lists the names most like a wanted one, by the pairs of
- *		letters they share.
+ *		A hint that names what was probably meant: a name that shares at least
+ *		half of its pairs of letters, or that contains the other one; null if
+ *		there is none.
  */
 CREATE FUNCTION @extschema@._possync_closest(wanted text, names text[])
 RETURNS text LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-	SELECT string_agg(format('"%s"', n.name), ', ' ORDER BY n.likeness DESC, n.name COLLATE "C")
-	FROM (SELECT n.name,
+	SELECT format('Perhaps you meant "%s".', n.name)
+	FROM (SELECT n.name, length(n.name) AS length,
 				 (SELECT count(*) FROM generate_series(1, length(n.name) - 1) i
-				  WHERE strpos(lower($1), lower(substr(n.name, i, 2))) > 0)::float8
-				 / greatest(length(n.name), length($1)) AS likeness
-		  FROM unnest($2) n (name)
-		  ORDER BY 2 DESC, n.name COLLATE "C"
-		  LIMIT 3) n
+				  WHERE strpos(lower($1), lower(substr(n.name, i, 2))) > 0) AS pairs
+		  FROM unnest($2) n (name)) n
+	WHERE n.pairs > 0 AND 2 * n.pairs >= greatest(n.length, length($1)) - 1
+	ORDER BY n.pairs::float8 / greatest(n.length, length($1)) DESC, n.name COLLATE "C"
+	LIMIT 1
 $$;
-COMMENT ON FUNCTION @extschema@._possync_closest(text, text[]) IS 'internal: names most like a wanted one';
+COMMENT ON FUNCTION @extschema@._possync_closest(text, text[]) IS 'internal: a hint that names what was probably meant';
 
 /*
  * _possync_model
  *		The model of a name.
  *
- * Errors: undefined_object, with the closest names as a hint.
+ * Errors: null_value_not_allowed, undefined_object.
  */
 CREATE FUNCTION @extschema@._possync_model(name text)
 RETURNS @extschema@.synchronize_model LANGUAGE plpgsql STABLE
@@ -664,15 +675,16 @@ DECLARE
 	model @extschema@.synchronize_model;
 	closest text;
 BEGIN
+	IF $1 IS NULL THEN
+		RAISE null_value_not_allowed USING MESSAGE = 'model must not be null';
+	END IF;
 	SELECT m.* INTO model FROM @extschema@.synchronize_model m WHERE m.name = $1;
 	IF NOT FOUND THEN
 		SELECT @extschema@._possync_closest($1, array_agg(m.name)) INTO closest
 		FROM @extschema@.synchronize_model m;
 		RAISE undefined_object USING
 			MESSAGE = format('model "%s" does not exist', $1),
-			HINT = CASE WHEN closest IS NULL
-						THEN 'Add one with possync_add_model(table, server => ...).'
-						ELSE format('The closest names are %s.', closest) END;
+			HINT = coalesce(closest, 'Add one with possync_add_model(table, server => ...).');
 	END IF;
 	RETURN model;
 END $$;
@@ -782,9 +794,8 @@ BEGIN
 		MESSAGE = CASE WHEN wrapper IS NULL THEN format('server "%s" does not exist', server)
 					   ELSE format('server "%s" belongs to foreign-data wrapper "%s", which is not one of possync''s',
 								   server, wrapper) END,
-		HINT = CASE WHEN closest IS NULL
-					THEN 'Make one: CREATE SERVER ... FOREIGN DATA WRAPPER possync_postgres OPTIONS (...);'
-					ELSE format('The closest names are %s.', closest) END;
+		HINT = CASE WHEN wrapper IS NOT NULL THEN 'Use a server of the wrapper possync_postgres.'
+					ELSE coalesce(closest, 'Make one: CREATE SERVER ... FOREIGN DATA WRAPPER possync_postgres OPTIONS (...);') END;
 END $$;
 COMMENT ON FUNCTION @extschema@._possync_check_server(name) IS 'internal: refuses what is not a server of possync';
 
@@ -816,6 +827,51 @@ $$;
 COMMENT ON FUNCTION @extschema@._possync_free_name(regclass, name) IS 'internal: a model name that is not taken';
 
 /*
+ * _possync_rematch
+ *		Chooses the match fields of a model anew, one of which was dropped or
+ *		renamed: what is left of them may fit rows that have nothing to do with
+ *		each other.
+ *
+ * Returns what was chosen, in words.  Where nothing is certain enough it warns.
+ */
+CREATE FUNCTION @extschema@._possync_rematch(model smallint)
+RETURNS text LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	owner @extschema@.synchronize_model;
+	proposal record;
+BEGIN
+	SELECT m.* INTO owner FROM @extschema@.synchronize_model m WHERE m.id = $1;
+	proposal := @extschema@._possync_propose_match(owner.relation, owner.key_columns);
+	/* somebody may have decided not to copy what is proposed */
+	IF EXISTS (SELECT FROM @extschema@.synchronize_field f
+			   WHERE f.model = $1 AND f.name = ANY (proposal.columns) AND NOT f.copy AND f.fixed IS NULL) THEN
+		proposal.columns := NULL;
+		proposal.reason := 'no match fields: choose some with possync_set_field';
+	END IF;
+	UPDATE @extschema@.synchronize_field f SET match = coalesce(f.name = ANY (proposal.columns), false)
+	WHERE f.model = $1 AND f.match IS DISTINCT FROM coalesce(f.name = ANY (proposal.columns), false);
+	UPDATE @extschema@.synchronize_model m
+	SET on_unknown = CASE WHEN m.on_unknown = 'match_create' AND proposal.columns IS NULL THEN 'create'
+						  ELSE m.on_unknown END,
+		reason = concat_ws('; ', proposal.reason, nullif(split_part(m.reason, '; ', 2), ''))
+	WHERE m.id = $1;
+	IF proposal.columns IS NULL THEN
+		RAISE WARNING USING
+			MESSAGE = format('model "%s" has lost its match fields', owner.name),
+			DETAIL = CASE owner.on_unknown
+						 WHEN 'match_create' THEN 'Rows that are not known yet are only created from now on, also where the same is here already.'
+						 ELSE 'Rows that are not known yet are not recognised from now on.' END,
+			HINT = format('Choose others with possync_set_field(%L, ..., match => true).', owner.name);
+		RETURN 'match fields lost';
+	END IF;
+	RETURN 'match fields chosen anew: ' || array_to_string(proposal.columns, ', ');
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_rematch(smallint) IS 'internal: chooses the match fields of a model anew';
+
+/*
  * _possync_add_table
  *		Makes a table a model of a server, or brings its model up to date with
  *		columns that were added or dropped.
@@ -837,6 +893,8 @@ DECLARE
 	change record;
 	added text;
 	dropped text;
+	lost boolean;
+	chosen text;
 BEGIN
 	SELECT m.id, m.key_columns INTO id, key
 	FROM @extschema@.synchronize_model m WHERE m.relation = $1 AND m.server = $2;
@@ -885,18 +943,16 @@ BEGIN
 		DELETE FROM @extschema@.synchronize_field f
 		WHERE f.model = _possync_add_table.id AND NOT EXISTS (SELECT FROM pg_attribute a
 										   WHERE a.attrelid = $1 AND a.attname = f.name AND NOT a.attisdropped)
-		RETURNING f.name)
-	SELECT string_agg(old.name, ', ' ORDER BY old.name) INTO dropped FROM old;
+		RETURNING f.name, f.match)
+	SELECT string_agg(old.name, ', ' ORDER BY old.name), bool_or(old.match) INTO dropped, lost FROM old;
 
-	IF dropped IS NOT NULL THEN
-		UPDATE @extschema@.synchronize_model m SET on_unknown = 'create'
-		WHERE m.id = _possync_add_table.id AND m.on_unknown = 'match_create'
-		  AND NOT EXISTS (SELECT FROM @extschema@.synchronize_field f WHERE f.model = m.id AND f.match);
+	IF lost THEN
+		chosen := @extschema@._possync_rematch(_possync_add_table.id);
 	END IF;
-	IF added IS NOT NULL THEN
+	IF added IS NOT NULL OR lost THEN
 		DELETE FROM @extschema@.synchronize_position p WHERE p.model = _possync_add_table.id;
 	END IF;
-	note := nullif(concat_ws('; ', 'new columns: ' || added, 'columns no longer there: ' || dropped), '');
+	note := nullif(concat_ws('; ', 'new columns: ' || added, 'columns no longer there: ' || dropped, chosen), '');
 END $$;
 COMMENT ON FUNCTION @extschema@._possync_add_table(regclass, name, text, text) IS 'internal: makes a table a model, or brings its model up to date';
 
@@ -910,6 +966,39 @@ CREATE TYPE @extschema@.possync_member AS (
 );
 COMMENT ON TYPE @extschema@.possync_member IS 'a model of a tree, its part in it and why';
 COMMENT ON COLUMN @extschema@.possync_member.role IS 'root, child, dependency, shared (a dependency that was there before) or left out';
+
+/*
+ * _possync_warn_unmatched
+ *		Warns of new models whose tables have rows that nothing recognises.
+ */
+CREATE FUNCTION @extschema@._possync_warn_unmatched(models smallint[])
+RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	model @extschema@.synchronize_model;
+	filled boolean;
+	names text[] := '{}';
+BEGIN
+	FOR model IN
+		SELECT m.* FROM unnest(models) WITH ORDINALITY u (id, n)
+		JOIN @extschema@.synchronize_model m USING (id)
+		WHERE m.on_unknown = 'create' AND has_table_privilege(m.relation, 'SELECT')
+		ORDER BY u.n
+	LOOP
+		EXECUTE format('SELECT EXISTS (SELECT FROM %s)', model.relation) INTO filled;
+		IF filled THEN
+			names := names || model.name;
+		END IF;
+	END LOOP;
+	IF names <> '{}' THEN
+		RAISE WARNING USING
+			MESSAGE = format('rows that are here already will not be recognised: %s', array_to_string(names, ', ')),
+			DETAIL = 'There are no match fields, so that a pull creates every row of the remote table beside them.',
+			HINT = format('Choose match fields before the first pull: possync_set_field(%L, ..., match => true).', names[1]);
+	END IF;
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_warn_unmatched(smallint[]) IS 'internal: warns of rows that will not be recognised';
 
 /*
  * _possync_add_tree
@@ -933,6 +1022,7 @@ DECLARE
 	parents regclass[] := ARRAY[NULL::regclass];
 	keys text[] := ARRAY[NULL::text];
 	ids smallint[] := '{}';
+	new smallint[] := '{}';
 	notes text[] := '{}';
 	roles text[] := '{}';
 	left_out regclass[] := '{}';
@@ -976,6 +1066,7 @@ BEGIN
 		added := @extschema@._possync_add_table(tables[i], $2, CASE WHEN i = 1 THEN $3 END,
 												CASE WHEN i = 1 THEN $4 END);
 		ids := ids || added.id;
+		new := new || CASE WHEN added.is_new THEN added.id END;
 		notes := notes || CASE WHEN NOT added.is_new THEN coalesce(added.note, 'nothing new') END;
 		roles := roles || CASE WHEN i = 1 AND $5 IS NULL THEN 'root'
 							   WHEN i <= nchildren THEN 'child'
@@ -1017,6 +1108,7 @@ BEGIN
 	FROM unnest(ids, roles, notes) WITH ORDINALITY t (id, role, note, n)
 	JOIN @extschema@.synchronize_model m ON m.id = t.id
 	ORDER BY t.n;
+	PERFORM @extschema@._possync_warn_unmatched(array_remove(new, NULL));
 
 	RETURN QUERY
 	SELECT NULL::text, l.relation, NULL::text, 'left out', l.reason
@@ -1144,7 +1236,7 @@ DECLARE
 BEGIN
 	LOCK TABLE @extschema@.synchronize_model IN SHARE ROW EXCLUSIVE MODE;
 	old := @extschema@._possync_model($1);
-	PERFORM @extschema@._possync_check_rights(old.relation, old.server);
+	PERFORM @extschema@._possync_check_rights(old.relation, old.server, removing => true);
 	SELECT string_agg(format('%s (%s)', r.model, array_to_string(r.columns, ', ')), ', '
 					  ORDER BY r.model COLLATE "C", r.first_column, r.columns) INTO users
 	FROM @extschema@.possync_reference r WHERE r.referenced_id = old.id AND r.model_id <> old.id;
@@ -1174,7 +1266,7 @@ RETURNS text LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 	SELECT CASE m.on_unknown
-			   WHEN 'ignore' THEN 'ignore new'
+			   WHEN 'ignore' THEN 'not read'
 			   WHEN 'create' THEN 'create'
 			   ELSE format('match by %s', coalesce(
 				   (SELECT string_agg(f.name, ', ' ORDER BY a.attnum)
@@ -1300,7 +1392,8 @@ BEGIN
 	   IS DISTINCT FROM (new.remote, new.on_unknown, new.on_match, new.change_columns) THEN
 		DELETE FROM @extschema@.synchronize_position p WHERE p.model = old.id;
 	END IF;
-	RETURN format('%s: %s', new.name, @extschema@._possync_does(new.id));
+	RETURN format('%s (remote %s): %s%s', new.name, new.remote, @extschema@._possync_does(new.id),
+				  '; changes found by ' || array_to_string(new.change_columns, ', '));
 END $$;
 COMMENT ON FUNCTION @extschema@.possync_set_model(text, text, text, text, text, text[], text) IS 'changes a model; null leaves a property as it is';
 
@@ -1329,19 +1422,28 @@ COMMENT ON FUNCTION @extschema@._possync_check_match(text) IS 'internal: refuses
  *		type.
  *
  * A cast cuts what is too long for character(n), an assignment does not.
+ * label names the column.
  */
-CREATE FUNCTION @extschema@._possync_check_value(value text, type oid, typmod integer)
+CREATE FUNCTION @extschema@._possync_check_value(value text, type oid, typmod integer, label text)
 RETURNS void LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+	detail text;
 BEGIN
 	IF type IN ('varchar'::regtype, 'bpchar'::regtype) AND typmod >= 0 AND length(value) > typmod - 4 THEN
 		RAISE string_data_right_truncation USING
 			MESSAGE = format('value too long for type %s', format_type(type, typmod));
 	END IF;
 	EXECUTE format('SELECT %L::%s', value, format_type(type, typmod));
+EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN
+	GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL;
+	RAISE USING
+		ERRCODE = SQLSTATE,
+		MESSAGE = format('%s cannot have this fixed value: %s', label, SQLERRM),
+		DETAIL = coalesce(nullif(detail, ''), format('The value is %L.', value));
 END $$;
-COMMENT ON FUNCTION @extschema@._possync_check_value(text, oid, integer) IS 'internal: refuses a fixed value that a column cannot take';
+COMMENT ON FUNCTION @extschema@._possync_check_value(text, oid, integer, text) IS 'internal: refuses a fixed value that a column cannot take';
 
 /*
  * possync_set_field
@@ -1376,6 +1478,9 @@ DECLARE
 	new @extschema@.synchronize_field;
 	label text;
 BEGIN
+	IF $2 IS NULL THEN
+		RAISE null_value_not_allowed USING MESSAGE = 'field must not be null';
+	END IF;
 	PERFORM @extschema@._possync_check_rights(owner.relation, owner.server);
 	SELECT a.* INTO attribute FROM pg_attribute a
 	WHERE a.attrelid = owner.relation AND a.attname = $2 AND a.attnum > 0 AND NOT a.attisdropped;
@@ -1386,8 +1491,8 @@ BEGIN
 			HINT = CASE WHEN attribute.attname IS NOT NULL
 						THEN format('The column is new: call possync_add_model(%L, server => %L) again.',
 									owner.relation, owner.server)
-						ELSE (SELECT format('The closest names are %s.',
-											@extschema@._possync_closest($2, array_agg(f.name::text)))
+						ELSE (SELECT coalesce(@extschema@._possync_closest($2, array_agg(f.name::text)),
+											  format('SELECT * FROM possync_tree(%L) shows its fields.', owner.name))
 							  FROM @extschema@.synchronize_field f WHERE f.model = owner.id) END;
 	END IF;
 
@@ -1418,13 +1523,15 @@ BEGIN
 	ELSIF new.match AND NOT new.copy AND new.fixed IS NULL THEN
 		RAISE invalid_parameter_value USING
 			MESSAGE = format('%s is a match field, but neither copied nor fixed', label),
-			HINT = CASE WHEN old.match THEN 'Give match => false, too.' ELSE 'Give copy => true, too.' END;
+			HINT = CASE WHEN old.match THEN 'Give match => false, too.'
+						WHEN $4 AND $3 = false THEN 'Give copy => true, or fixed, or do not make it a match field.'
+						ELSE 'Give copy => true, too.' END;
 	END IF;
 	IF new.match AND NOT old.match THEN
 		PERFORM @extschema@._possync_check_match(format_type(attribute.atttypid, NULL));
 	END IF;
 	IF $6 IS NOT NULL THEN
-		PERFORM @extschema@._possync_check_value($6, attribute.atttypid, attribute.atttypmod);
+		PERFORM @extschema@._possync_check_value($6, attribute.atttypid, attribute.atttypmod, label);
 	END IF;
 
 	IF new IS DISTINCT FROM old THEN
@@ -1450,11 +1557,21 @@ BEGIN
 			RAISE WARNING USING
 				MESSAGE = format('%s must not be null, has no default and is not copied', label),
 				DETAIL = 'No row can be created like this.',
-				HINT = format('Give it a value: possync_set_field(%L, %L, fixed => ...).', owner.name, $2);
+				HINT = CASE WHEN $2 = ANY (owner.key_columns)
+							THEN format('Give it a default again, or copy it: possync_set_field(%L, %L, copy => true).', owner.name, $2)
+							ELSE format('Give it a value: possync_set_field(%L, %L, fixed => ...).', owner.name, $2) END;
+		END IF;
+		IF new.copy AND NOT old.copy AND $2 = ANY (owner.key_columns)
+		   AND NOT (SELECT c.copy FROM @extschema@._possync_columns(owner.relation, owner.key_columns) c
+					WHERE c.name = $2) THEN
+			RAISE WARNING USING
+				MESSAGE = format('%s is copied, and numbered here, too', label),
+				DETAIL = 'A row that is made here may get the key of one that is still to come from the remote.',
+				HINT = 'Let no rows be made here, or keep the numbers apart.';
 		END IF;
 	END IF;
-	RETURN format('%s: %s (%s: %s)', label, @extschema@._possync_does(owner.id, $2),
-				  owner.name, @extschema@._possync_does(owner.id));
+	RETURN format('%s%s: %s (%s: %s)', label, ' (remote ' || nullif(new.remote, $2) || ')',
+				  @extschema@._possync_does(owner.id, $2), owner.name, @extschema@._possync_does(owner.id));
 END $$;
 COMMENT ON FUNCTION @extschema@.possync_set_field(text, name, boolean, boolean, text, text) IS 'changes a column of a model; null leaves a property as it is';
 
@@ -1488,6 +1605,7 @@ DECLARE
 	arrow text;
 	indent integer;
 	in_full boolean;
+	gone boolean;
 	branch record;
 BEGIN
 	WITH RECURSIVE below (id) AS (
@@ -1502,13 +1620,16 @@ BEGIN
 		arrow := arrows[n];
 		/* A child is described where it belongs. */
 		in_full := current.id <> ALL (shown) AND (arrow <> '->' OR current.id <> ALL (children));
+		gone := NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = current.relation);
 		indent := 4 * (length(path) - length(replace(path, '/', '')) - 1);
 		tree := CASE WHEN indent = 0 THEN current.name
 					 ELSE repeat(' ', indent - 3) || arrow || ' ' || current.name END;
 		IF in_full THEN
 			remote := current.remote;
 			does := @extschema@._possync_does(current.id);
-			reason := concat_ws('; ', 'by ' || keys[n], current.reason);
+			reason := concat_ws('; ', 'by ' || keys[n],
+								CASE WHEN gone THEN 'the table is no longer there: remove the model with possync_remove_model'
+									 ELSE current.reason END);
 		ELSE
 			tree := tree || CASE WHEN path LIKE '%/' || current.id || '/' THEN ' (itself)'
 								 WHEN path LIKE '%/' || current.id || '/%' THEN ' (cycle, see above)'
@@ -1521,7 +1642,7 @@ BEGIN
 		n := n - 1;
 		RETURN NEXT;
 
-		IF in_full AND fields THEN
+		IF in_full AND fields AND NOT gone THEN
 			RETURN QUERY
 			SELECT repeat(' ', indent + 2) || f.name, f.remote, @extschema@._possync_does(f.model, f.name),
 				   CASE WHEN a.attname IS NULL THEN 'the column is no longer there' ELSE f.reason END
@@ -1565,14 +1686,15 @@ END $$;
 COMMENT ON FUNCTION @extschema@.possync_tree(text, boolean) IS 'the tree of a model to read: columns, what it refers to (->) and its children (<-)';
 
 /* --- engine entry points --- */
-CREATE FUNCTION @extschema@.possync_pull(model text, dry_run boolean DEFAULT false, on_error text DEFAULT 'report')
+CREATE FUNCTION @extschema@.possync_pull(model text, dry_run boolean DEFAULT false, on_error text DEFAULT 'report',
+										 "full" boolean DEFAULT false)
 RETURNS @extschema@.synchronize_history
-AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
-COMMENT ON FUNCTION @extschema@.possync_pull(text, boolean, text) IS 'reads the tree of a model from its server and applies what changed there; returns the run''s row of synchronize_history';
+AS 'MODULE_PATHNAME' LANGUAGE C;
+COMMENT ON FUNCTION @extschema@.possync_pull(text, boolean, text, boolean) IS 'reads the tree of a model from its server and applies what changed there; returns the run''s row of synchronize_history';
 
 CREATE FUNCTION @extschema@.possync_push(model text, on_error text DEFAULT 'report')
 RETURNS @extschema@.synchronize_history
-AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
+AS 'MODULE_PATHNAME' LANGUAGE C;
 COMMENT ON FUNCTION @extschema@.possync_push(text, text) IS 'sends what is queued for the server of a model, and waits for it; returns the run''s row of synchronize_history';
 
 /* --- queue --- */
@@ -1686,6 +1808,19 @@ CREATE FUNCTION @extschema@.possync_explain(relation regclass, key text)
 RETURNS TABLE (server name, remote_key text, run integer, at timestamptz, explanation text)
 AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
 COMMENT ON FUNCTION @extschema@.possync_explain(regclass, text) IS 'tells where a row came from, its remote key, and what waits for it';
+
+-- Rows that were left out, for the owners of their tables.
+CREATE VIEW @extschema@.possync_quarantine WITH (security_barrier) AS
+	SELECT q.id, m.name AS model, m.relation, m.server, q.direction,
+		   q.remote_key, q.local_key, q.reason, q.message, q.sqlstate, q.detail,
+		   q.candidates, q.row_image, q.run, q.since,
+		   q.discarded_at, q.discarded_by, q.discarded_because
+	FROM @extschema@.synchronize_quarantine q
+	JOIN @extschema@.synchronize_model m ON m.id = q.model
+	JOIN pg_catalog.pg_class c ON c.oid = m.relation
+	WHERE pg_catalog.pg_has_role(c.relowner, 'USAGE');
+COMMENT ON VIEW @extschema@.possync_quarantine IS 'rows of the current user''s tables that were left out, and why';
+GRANT SELECT ON @extschema@.possync_quarantine TO PUBLIC;
 
 -- What waits to be pushed.  Everybody may know how much it is.
 CREATE VIEW @extschema@.possync_queue_depth AS

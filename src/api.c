@@ -22,6 +22,17 @@
 PG_FUNCTION_INFO_V1(possync_pull);
 PG_FUNCTION_INFO_V1(possync_push);
 
+/* Refuses null for an argument, which no default stands for then. */
+static void
+check_argument(FunctionCallInfo fcinfo, int i, const char *name)
+{
+	if (PG_ARGISNULL(i))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s must not be null", name)));
+}
+
+/* Whether an error is to be raised, by the value of on_error. */
 static bool
 parse_on_error(const char *value)
 {
@@ -55,6 +66,27 @@ warn(const char *model, ErrorData *error)
 			 errmsg("pull of \"%s\" failed: %s", model, error->message),
 			 error->detail ? errdetail_internal("%s", error->detail) : 0,
 			 error->hint ? errhint("%s", error->hint) : 0));
+}
+
+/* Raises a warning if rows were left out. */
+static void
+warn_left_out(PosRun *run, const char *model)
+{
+	int64		n = 0;
+	ListCell   *lc;
+
+	foreach(lc, run->tree->models)
+		n += ((PosModel *) lfirst(lc))->counts.left_out;
+	if (n > 0)
+		ereport(WARNING,
+				(errcode(ERRCODE_WARNING),
+				 errmsg_plural("%lld row was left out of the pull of \"%s\"",
+							   "%lld rows were left out of the pull of \"%s\"",
+							   (unsigned long) n, (long long) n, model),
+				 errhint(run->dry ?
+						 "A pull that is no dry run tells why in view %s.possync_quarantine." :
+						 "View %s.possync_quarantine tells why.",
+						 pos_store_schema())));
 }
 
 /*
@@ -142,28 +174,36 @@ pull(PosRun *run, const char *model, bool raise)
 }
 
 /*
- * possync_pull(model text, dry_run boolean, on_error text)
+ * possync_pull(model text, dry_run boolean, on_error text, full boolean)
  *		returns synchronize_history
  *
  * Reads what changed in the tree of a model from its server and applies it
  * here, in the caller's transaction.  dry_run finds out what would be done and
- * does nothing.  A run that fails changes nothing; it is recorded in history
+ * does nothing.  full reads and compares every row, changed or not.  A run that fails changes nothing; it is recorded in history
  * with the error, which is raised as a warning, or with on_error => 'raise' as
  * an error (and then not recorded).
  */
 Datum
 possync_pull(PG_FUNCTION_ARGS)
 {
-	char	   *model = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	bool		raise = parse_on_error(text_to_cstring(PG_GETARG_TEXT_PP(2)));
+	char	   *model;
+	bool		raise;
 	TimestampTz started = GetCurrentTimestamp();
 	PosRun	   *run = palloc0(sizeof(PosRun));
 	ErrorData  *error;
 	Datum		result;
 
-	PreventCommandIfReadOnly("possync_pull()");
-	pos_store_init(fcinfo->flinfo->fn_oid);
+	check_argument(fcinfo, 0, "model");
+	check_argument(fcinfo, 1, "dry_run");
+	check_argument(fcinfo, 2, "on_error");
+	check_argument(fcinfo, 3, "full");
+	model = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	raise = parse_on_error(text_to_cstring(PG_GETARG_TEXT_PP(2)));
 	run->dry = PG_GETARG_BOOL(1);
+	run->anew = PG_GETARG_BOOL(3);
+	if (!run->dry)
+		PreventCommandIfReadOnly("possync_pull()");
+	pos_store_init(fcinfo->flinfo->fn_oid);
 	run->context = AllocSetContextCreate(CurrentMemoryContext, "possync run",
 										 ALLOCSET_DEFAULT_SIZES);
 	run->row = AllocSetContextCreate(run->context, "possync row",
@@ -178,6 +218,8 @@ possync_pull(PG_FUNCTION_ARGS)
 	pos_tree_close(run->tree);
 	if (error != NULL)
 		warn(model, error);
+	else
+		warn_left_out(run, model);
 	result = pos_history_record(run, model, started, error);
 	SPI_finish();
 	MemoryContextDelete(run->context);
@@ -188,6 +230,14 @@ static int
 sqlstate_code(const char *text)
 {
 	return MAKE_SQLSTATE(text[0], text[1], text[2], text[3], text[4]);
+}
+
+/* Returns a column of the row of history just read, NULL for null. */
+static char *
+history_text(const char *column)
+{
+	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+						SPI_fnumber(SPI_tuptable->tupdesc, column));
 }
 
 /* Returns the number of a model.  Errors if there is none of this name. */
@@ -211,14 +261,20 @@ find_model(const char *name)
 Datum
 possync_push(PG_FUNCTION_ARGS)
 {
-	char	   *model = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	bool		raise = parse_on_error(text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	char	   *model;
+	bool		raise;
 	Oid			types[] = {INT4OID};
 	Datum		values[1];
 	int32		id;
 	char	   *error;
+	char	   *detail;
+	char	   *hint;
 	Datum		result;
 
+	check_argument(fcinfo, 0, "model");
+	check_argument(fcinfo, 1, "on_error");
+	model = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	raise = parse_on_error(text_to_cstring(PG_GETARG_TEXT_PP(1)));
 	PreventCommandIfReadOnly("possync_push()");
 	if (IsolationUsesXactSnapshot())
 		ereport(ERROR,
@@ -238,14 +294,15 @@ possync_push(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("the worker that was to push \"%s\" ended before it began", model),
 				 errhint("The server's log says why.")));
-	error = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
-						 SPI_fnumber(SPI_tuptable->tupdesc, "error"));
+	error = history_text("error");
 	if (error != NULL)
 		ereport(raise ? ERROR : WARNING,
-				(errcode(sqlstate_code(SPI_getvalue(SPI_tuptable->vals[0],
-													SPI_tuptable->tupdesc,
-													SPI_fnumber(SPI_tuptable->tupdesc, "sqlstate")))),
-				 errmsg("push of \"%s\" failed: %s", model, error)));
+				(errcode(sqlstate_code(history_text("sqlstate"))),
+				 errmsg("push of \"%s\" failed: %s", model, error),
+				 (detail = history_text("error_detail")) != NULL ?
+				 errdetail_internal("%s", detail) : 0,
+				 (hint = history_text("error_hint")) != NULL ?
+				 errhint("%s", hint) : 0));
 	result = PointerGetDatum(SPI_returntuple(SPI_tuptable->vals[0],
 											 CreateTupleDescCopy(SPI_tuptable->tupdesc)));
 	SPI_finish();

@@ -139,13 +139,11 @@ create(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 		pos_write_create(run, model, values, nulls);
 }
 
-/* A row nothing is known of and nothing matches. */
+/* A row nothing is known of and nothing matches; maybe it is left alone. */
 static void
 create_if_allowed(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 {
-	if (model->on_unknown == POS_MATCH_ONLY)
-		model->counts.left_out++;
-	else
+	if (model->on_unknown != POS_MATCH_ONLY)
 		create(run, model, values, nulls);
 }
 
@@ -163,6 +161,20 @@ link_row(PosRun *run, PosModel *model, Datum local, Datum *values, bool *nulls)
 		put_known(run, model, values, nulls);
 }
 
+/* Returns the names of the match fields of a model. */
+static char *
+match_fields(PosModel *model)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int i = 0; i < model->nwritten; i++)
+		if (model->written[i]->match)
+			appendStringInfo(&buf, "%s%s", buf.len > 0 ? ", " : "",
+							 model->written[i]->name);
+	return buf.data;
+}
+
 /* Decides upon one unknown row; see PosMatchCallback. */
 static void
 decide(PosRun *run, PosModel *model, Datum *values, bool *nulls,
@@ -176,9 +188,12 @@ decide(PosRun *run, PosModel *model, Datum *values, bool *nulls,
 	else if (candidates != NIL)
 		pos_quarantine_reject(run, model, remote, "ambiguous",
 							  shared ?
-							  "several remote rows match the same local row" :
-							  psprintf("%d local rows match",
-									   list_length(candidates)),
+							  psprintf("several remote rows match the same local row, %s",
+									   pos_key_string(PointerGetDatum(linitial(candidates)),
+													  model->local_int)) :
+							  psprintf("%d local rows match by %s",
+									   list_length(candidates),
+									   match_fields(model)),
 							  candidates, values, nulls);
 	else if (linked != NULL)
 		pos_quarantine_reject(run, model, remote, "linked",

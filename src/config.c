@@ -121,6 +121,25 @@ pos_config_ids(List *models)
 										   2, true, TYPALIGN_SHORT));
 }
 
+/* Reports that there is no model of this name, with the closest one's. */
+static void
+report_unknown(const char *name)
+{
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(name)};
+	char	   *closest;
+
+	pos_store_execute("SELECT @._possync_closest($1, pg_catalog.array_agg(name))"
+					  " FROM @.synchronize_model", 1, types, values, NULL);
+	closest = get_string(0, 1);
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("model \"%s\" does not exist", name),
+			 closest != NULL ? errhint("%s", closest) :
+			 errhint("SELECT * FROM %s.possync_add_model('table', server => 'name') configures a table and all it depends on.",
+					 pos_store_schema())));
+}
+
 /*
  * Returns all models of the server that the named model belongs to, without
  * their fields, the named one first, and the server's name.  Errors when there
@@ -142,11 +161,7 @@ pos_config_models(const char *name, char **server)
 						  " WHERE r.name = $1"
 						  " ORDER BY m.name <> r.name, m.id",
 						  1, types, values, NULL) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("model \"%s\" does not exist", name),
-				 errhint("SELECT * FROM %s.possync_add_model('table', server => 'name') configures a table and all it depends on.",
-						 pos_store_schema())));
+		report_unknown(name);
 
 	*server = get_string(0, 9);
 	for (uint64 i = 0; i < SPI_processed; i++)

@@ -94,7 +94,7 @@ models_json(PosRun *run, bool failed, PosCounts *total)
 		total->updated += c->updated;
 		total->unchanged += c->unchanged;
 		total->left_out += c->left_out;
-		if (!model->table.changed)
+		if (model->on_unknown == POS_IGNORE)
 			continue;
 		if (buf.len > 1)
 			appendStringInfoString(&buf, ", ");

@@ -102,6 +102,7 @@ typedef struct PosReference
 	bool		unproven;		/* to be checked for every row, see prove.c */
 	int			wire;			/* its first column in the read */
 	int			staged;			/* inner: its column in a staged row */
+	Datum		missing;		/* the key that was not found last */
 } PosReference;
 
 /* Counts of one run and model, as history reports them */

@@ -11,6 +11,8 @@
  */
 #include "postgres.h"
 
+#include <math.h>
+
 #include "access/reloptions.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_user_mapping.h"
@@ -24,7 +26,7 @@
 #include "utils/memutils.h"
 #include "utils/varlena.h"
 
-/* Both in milliseconds; libpq's connect_timeout counts seconds */
+/* In milliseconds */
 #define DEFAULT_CONNECT_TIMEOUT 10000
 #define DEFAULT_STATEMENT_TIMEOUT 60000
 #define DEFAULT_OVERLAP 600000
@@ -45,7 +47,8 @@ static void load_options(void);
 static bool hidden(const PQconninfoOption *option);
 static const Option *find_option(const char *keyword, Oid catalog);
 pos_noreturn static void report_unknown(const char *keyword, Oid catalog);
-static int	parse_time(DefElem *def, int flags);
+static bool is_time(const char *keyword);
+static int	parse_time(DefElem *def);
 static void check_superuser_only(DefElem *def);
 static bool has_password(UserMapping *mapping);
 static bool password_required(UserMapping *mapping);
@@ -69,16 +72,8 @@ possync_postgres_validator(PG_FUNCTION_ARGS)
 		if (find_option(def->defname, catalog) == NULL)
 			report_unknown(def->defname, catalog);
 
-		if (strcmp(def->defname, "connect_timeout") == 0)
-			(void) parse_time(def, GUC_UNIT_S);
-		else if (strcmp(def->defname, "statement_timeout") == 0 ||
-				 strcmp(def->defname, "overlap") == 0)
-		{
-			if (parse_time(def, GUC_UNIT_MS) < 0)
-				ereport(ERROR,
-						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						 errmsg("\"%s\" must not be negative", def->defname)));
-		}
+		if (is_time(def->defname))
+			(void) parse_time(def);
 		else if (strcmp(def->defname, "keep_connections") == 0)
 			(void) defGetBoolean(def);
 		else
@@ -118,12 +113,11 @@ pos_pg_options_read(ForeignServer *server, UserMapping *mapping,
 		const Option *option = find_option(def->defname, InvalidOid);
 
 		if (strcmp(def->defname, "connect_timeout") == 0)
-			result->connect_timeout =
-				Min(Max(parse_time(def, GUC_UNIT_S), 0), INT_MAX / 1000) * 1000;
+			result->connect_timeout = parse_time(def);
 		else if (strcmp(def->defname, "statement_timeout") == 0)
-			result->statement_timeout = parse_time(def, GUC_UNIT_MS);
+			result->statement_timeout = parse_time(def);
 		else if (strcmp(def->defname, "overlap") == 0)
-			result->overlap = parse_time(def, GUC_UNIT_MS);
+			result->overlap = parse_time(def);
 		else if (strcmp(def->defname, "keep_connections") == 0)
 			result->keep_connections = defGetBoolean(def);
 		else if (option != NULL && option->libpq)
@@ -302,28 +296,53 @@ report_unknown(const char *keyword, Oid catalog)
 	ereport(ERROR,
 			(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
 			 errmsg("invalid option \"%s\"", keyword),
+			 catalog != UserMappingRelationId &&
+			 find_option(keyword, UserMappingRelationId) != NULL ?
+			 errhint("It belongs to the user mapping.") :
+			 catalog == UserMappingRelationId &&
+			 find_option(keyword, ForeignServerRelationId) != NULL ?
+			 errhint("It belongs to the server.") :
 			 closest ? errhint("Perhaps you meant the option \"%s\".", closest) :
 			 any ? 0 : errhint("There are no valid options in this context.")));
 }
 
+static bool
+is_time(const char *keyword)
+{
+	return strcmp(keyword, "connect_timeout") == 0 ||
+		strcmp(keyword, "statement_timeout") == 0 ||
+		strcmp(keyword, "overlap") == 0;
+}
+
 /*
- * Reads a time in the unit given or with a unit of its own.
+ * Reads a time, in seconds as libpq's or with a unit of its own.  Returns
+ * milliseconds, rounded up: zero means no limit and must be written so.
  */
 static int
-parse_time(DefElem *def, int flags)
+parse_time(DefElem *def)
 {
 	char	   *value = defGetString(def);
 	const char *hint = NULL;
-	int			result;
+	double		seconds;
 
-	if (!parse_int(value, &result, flags, &hint))
+	if (!parse_real(value, &seconds, GUC_UNIT_S, &hint))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid value for option \"%s\": %s",
 						def->defname, value),
-				 hint ? errhint("%s", _(hint)) : 0));
+				 errhint("Give seconds, or a number with one of the units \"us\", \"ms\", \"s\", \"min\", \"h\", and \"d\".")));
+	if (seconds < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"%s\" must not be negative", def->defname)));
+	if (!(seconds * 1000 <= INT_MAX))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("value of option \"%s\" is too large: %s",
+						def->defname, value),
+				 errhint("The largest one is %d days.", INT_MAX / 86400000)));
 
-	return result;
+	return (int) ceil(seconds * 1000 - 1e-6);
 }
 
 /*

@@ -23,6 +23,7 @@ static int	wait_socket(PGconn *conn, int events, TimestampTz deadline);
 static TimestampTz deadline_after(int timeout);
 static void receive(PosPgSession *session);
 pos_noreturn static void timed_out(PosPgSession *session);
+static char *time_in_words(int milliseconds);
 static void forget_result(PosPgSession *session);
 
 /*
@@ -70,8 +71,8 @@ pos_pg_connect(PosPgSession *session)
 					(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
 					 errmsg("could not connect to server \"%s\"",
 							session->base.server->servername),
-					 errdetail("It did not answer within %d seconds.",
-							   session->options.connect_timeout / 1000),
+					 errdetail("It did not answer within %s.",
+							   time_in_words(session->options.connect_timeout)),
 					 errhint("Option \"connect_timeout\" of the server sets the limit.")));
 		status = PQconnectPoll(session->conn);
 	}
@@ -281,9 +282,10 @@ connect_failed(PosPgSession *session)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
-			 errmsg("could not connect to server \"%s\": %s",
-					session->base.server->servername,
-					pchomp(PQerrorMessage(session->conn)))));
+			 errmsg("could not connect to server \"%s\"",
+					session->base.server->servername),
+			 errdetail_internal("%s",
+								pchomp(PQerrorMessage(session->conn)))));
 }
 
 /*
@@ -345,9 +347,18 @@ timed_out(PosPgSession *session)
 			(errcode(ERRCODE_CONNECTION_FAILURE),
 			 errmsg("server \"%s\" does not answer",
 					session->base.server->servername),
-			 errdetail("Nothing was received for %d ms.",
-					   session->options.statement_timeout),
+			 errdetail("Nothing was received for %s.",
+					   time_in_words(session->options.statement_timeout)),
 			 errhint("Option \"statement_timeout\" of the server sets the limit.")));
+}
+
+static char *
+time_in_words(int milliseconds)
+{
+	if (milliseconds % 1000 != 0)
+		return psprintf("%d ms", milliseconds);
+	return psprintf(ngettext("%d second", "%d seconds", milliseconds / 1000),
+					milliseconds / 1000);
 }
 
 static void

@@ -63,7 +63,7 @@ pos_sync_report(PosRun *run, List *sentences)
 			 errmsg("model \"%s\" and the tables of server \"%s\" do not fit together",
 					run->tree->root->name, run->tree->server),
 			 errdetail_internal("%s", detail.data),
-			 errhint("Nothing was written. possync_set_model and possync_set_field change what is expected of either side.")));
+			 errhint("Nothing was written. Change the tables of either side, or, with possync_set_model and possync_set_field, what is expected of them.")));
 }
 
 /* Returns the tables that take part, in the order in which they are read. */

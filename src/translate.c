@@ -149,6 +149,7 @@ translate_one(PosRun *run, PosReference *reference, Datum remote, Datum *values,
 	switch (pos_translation_find(run, reference->parent, remote, &local, &known))
 	{
 		case POS_MISSING:
+			reference->missing = remote;
 			return false;
 		case POS_PENDING:
 			values[POS_STAGE_OLD] = Int64GetDatum(DatumGetInt64(values[POS_STAGE_OLD]) |
@@ -292,14 +293,19 @@ pos_translate_inner(PosRun *run, PosModel *model, bool identity_only,
 	return NULL;
 }
 
-/* Leaves a row out because of a reference whose parent is not here. */
+/*
+ * Leaves a row out because of a reference whose parent was just found not to
+ * be here.
+ */
 void
 pos_translate_reject(PosRun *run, PosModel *model, PosReference *reference,
 					 Datum *values, bool *nulls)
 {
 	pos_quarantine_reject(run, model, values[POS_STAGE_REMOTE], "dependency",
-						  psprintf("the row of \"%s\" that \"%s\" refers to is not here",
+						  psprintf("the row of \"%s\" that \"%s\" refers to, remote key %s, is not here",
 								   reference->parent->name,
-								   reference->fields[0]->name),
+								   reference->fields[0]->name,
+								   pos_key_string(reference->missing,
+												  reference->parent->remote_int)),
 						  NIL, values, nulls);
 }

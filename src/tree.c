@@ -601,6 +601,7 @@ check_required(PosModel *model, List *sentences)
 	{
 		Form_pg_attribute attr = TupleDescAttr(desc, a);
 		PosField   *field;
+		bool		is_key;
 
 		if (attr->attisdropped || attr->attgenerated ||
 			!(attr->attnotnull || refuses_null(attr->atttypid)) ||
@@ -609,10 +610,13 @@ check_required(PosModel *model, List *sentences)
 		field = find_field(model, attr->attnum);
 		if (field != NULL && (field->copy || field->fixed != NULL))
 			continue;
+		is_key = field != NULL && field->is_key;
 		sentences = lappend(sentences,
-							psprintf("column \"%s\" of table %s must not be null, has no default, and is neither copied nor fixed; give it a value with possync_set_field('%s', '%s', fixed => ...)",
+							psprintf("column \"%s\" of table %s must not be null, has no default, and is neither copied nor fixed; give it %s possync_set_field('%s', '%s', %s)",
 									 NameStr(attr->attname), model->name,
-									 model->name, NameStr(attr->attname)));
+									 is_key ? "a default again, or copy it with" : "a value with",
+									 model->name, NameStr(attr->attname),
+									 is_key ? "copy => true" : "fixed => ..."));
 	}
 	return sentences;
 }
@@ -634,8 +638,9 @@ pos_tree_check(PosTree *tree)
 		if (model->rel == NULL)
 		{
 			sentences = lappend(sentences,
-								psprintf("the local table of model \"%s\" does not exist any more",
-										 model->name));
+								psprintf("the local table of model \"%s\" does not exist any more; remove the model with possync_remove_model(%s, forget => true)",
+										 model->name,
+										 quote_literal_cstr(model->name)));
 			continue;
 		}
 		sentences = check_key(model, sentences);

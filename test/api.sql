@@ -29,7 +29,7 @@ SELECT results_eq(
 	  ('possync_capture', ''),
 	  ('possync_discard', 'id bigint, because text'),
 	  ('possync_explain', 'relation regclass, key text'),
-	  ('possync_pull', 'model text, dry_run boolean DEFAULT false, on_error text DEFAULT ''report''::text'),
+	  ('possync_pull', 'model text, dry_run boolean DEFAULT false, on_error text DEFAULT ''report''::text, "full" boolean DEFAULT false'),
 	  ('possync_push', 'model text, on_error text DEFAULT ''report''::text'),
 	  ('possync_queue', 'model text'),
 	  ('possync_refuse_truncate', ''),
@@ -78,7 +78,7 @@ SELECT is((SELECT format_type(prorettype, NULL) FROM functions WHERE proname = '
 -- Tables
 SELECT results_eq(
 	$$SELECT relname::text COLLATE "default", relkind::text FROM relations WHERE relkind <> 'S' ORDER BY relname COLLATE "C"$$,
-	$$VALUES ('_possync_foreign_key', 'v'), ('possync_queue_depth', 'v'), ('possync_reference', 'v'),
+	$$VALUES ('_possync_foreign_key', 'v'), ('possync_quarantine', 'v'), ('possync_queue_depth', 'v'), ('possync_reference', 'v'),
 	  ('synchronize_batch', 'r'), ('synchronize_child', 'r'), ('synchronize_field', 'r'),
 	  ('synchronize_held', 'r'), ('synchronize_history', 'r'), ('synchronize_model', 'r'),
 	  ('synchronize_position', 'r'), ('synchronize_quarantine', 'r'), ('synchronize_queue', 'r'),
@@ -101,6 +101,7 @@ SELECT bag_eq(
 	  WHERE relkind <> 'S' AND has_table_privilege('api_nobody', oid, p)$$,
 	$$SELECT t, p FROM (VALUES
 		('_possync_foreign_key', '{SELECT}'::text[]),
+		('possync_quarantine', '{SELECT}'),
 		('possync_queue_depth', '{SELECT}'),
 		('possync_reference', '{SELECT}'),
 		('synchronize_child', '{SELECT,INSERT,UPDATE,DELETE}'),

@@ -16,6 +16,17 @@ CREATE SERVER other_server FOREIGN DATA WRAPPER other;
 CREATE FOREIGN TABLE ft (id integer) SERVER other_server;
 CREATE TYPE composite AS (a integer);
 
+-- options of a server
+ALTER SERVER hq OPTIONS (connect_timeout 'soon');
+ALTER SERVER hq OPTIONS (connect_timeout '1 week');
+ALTER SERVER hq OPTIONS (connect_timeout '-1');
+ALTER SERVER hq OPTIONS (overlap '-1ms');
+ALTER SERVER hq OPTIONS (statement_timeout '30d');
+ALTER SERVER hq OPTIONS (password 'x');
+CREATE USER MAPPING FOR PUBLIC SERVER hq OPTIONS (host 'x');
+ALTER SERVER hq OPTIONS (hots 'x');
+ALTER SERVER hq OPTIONS (connect_timeout '500ms', statement_timeout '0.5', overlap '1min');
+
 -- servers
 SELECT possync_add_model('t', server => 'hw');
 SELECT possync_add_model('t', server => 'other_server');
@@ -45,7 +56,9 @@ SELECT possync_add_model('t', server => 'hq', name => 'u');
 CREATE TABLE u (id serial PRIMARY KEY);
 SELECT possync_add_model('u', server => 'hq', name => 't');
 SELECT * FROM possync_tree('tt');
+SELECT * FROM possync_tree(NULL);
 -- models
+SELECT possync_set_model(NULL, name => 'x');
 SELECT possync_set_model('t', name => '');
 SELECT possync_set_model('t', on_unknown => 'insert');
 SELECT possync_set_model('t', on_match => 'overwrite');
@@ -56,6 +69,9 @@ SELECT possync_set_model('u', name => 't');
 SELECT possync_set_model('u', on_unknown => 'match');
 -- fields
 SELECT possync_set_field('t', 'kode', match => true);
+SELECT possync_set_field('t', 'quantity', match => true);
+SELECT possync_set_field('t', NULL, match => true);
+SELECT possync_set_field('t', 'note', match => true, copy => false);
 ALTER TABLE t ADD late integer;
 SELECT possync_set_field('t', 'late', copy => false);
 SELECT possync_set_field('t', 'id', match => true);

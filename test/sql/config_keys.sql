@@ -113,6 +113,28 @@ SELECT model FROM possync_add_model('l', server => 'hq');
 ALTER TABLE l DROP a;
 SELECT model, reason FROM possync_add_model('l', server => 'hq');
 SELECT name, on_unknown FROM proposed WHERE name = 'l';
+-- rows that nothing would recognise
+CREATE TABLE w (id serial PRIMARY KEY, a text);
+CREATE TABLE x (id serial PRIMARY KEY, a text NOT NULL UNIQUE);
+CREATE TABLE y (id serial PRIMARY KEY, w integer REFERENCES w, x integer REFERENCES x);
+INSERT INTO w VALUES (1), (2);
+INSERT INTO x VALUES (1, 'a');
+SELECT model FROM possync_add_model('y', server => 'hq');
+SELECT model FROM possync_add_model('y', server => 'hq');
+-- match fields that are renamed: chosen anew, all of them or none
+CREATE TABLE r (id serial PRIMARY KEY, a text NOT NULL UNIQUE, b text NOT NULL, c text NOT NULL);
+SELECT model FROM possync_add_model('r', server => 'hq');
+ALTER TABLE r RENAME a TO aa;
+SELECT model, reason FROM possync_add_model('r', server => 'hq');
+SELECT name, match, on_unknown, split_part(reason, '; ', 1) AS reason FROM proposed WHERE name = 'r';
+SELECT possync_set_field('r', 'aa', match => false), possync_set_field('r', 'b', match => true), possync_set_field('r', 'c', match => true);
+ALTER TABLE r RENAME c TO cc;
+SELECT model, reason FROM possync_add_model('r', server => 'hq');
+SELECT name, match, on_unknown, split_part(reason, '; ', 1) AS reason FROM proposed WHERE name = 'r';
+SELECT possync_set_field('r', 'aa', copy => false, match => false), possync_set_field('r', 'b', match => true);
+ALTER TABLE r RENAME b TO bb;
+SELECT model, reason FROM possync_add_model('r', server => 'hq');
+SELECT name, match, on_unknown, split_part(reason, '; ', 1) AS reason FROM proposed WHERE name = 'r';
 ALTER TABLE l DROP id, ADD PRIMARY KEY (b);
 SELECT model, reason FROM possync_add_model('l', server => 'hq');
 

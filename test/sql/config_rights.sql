@@ -79,6 +79,24 @@ SELECT count(*) FROM synchronize_field f LEFT JOIN synchronize_model m ON m.id =
 SELECT count(*) FROM synchronize_position p LEFT JOIN synchronize_model m ON m.id = p.model WHERE m.id IS NULL;
 SELECT m.name FROM synchronize_translation t LEFT JOIN synchronize_model m ON m.id = t.model ORDER BY 1;
 
+-- of a table that is gone there is no owner; who may use its server may remove
+-- the model, and nobody may make another one of it
+SET ROLE regress_possync_owner;
+CREATE TABLE gone (id serial PRIMARY KEY, theirs_id integer REFERENCES theirs);
+SELECT model FROM possync_add_model('gone', server => 'hq');
+DROP TABLE gone;
+SELECT * FROM possync_tree('gone');
+SELECT possync_set_model('gone', on_match => 'keep');
+UPDATE synchronize_model SET relation = 'base' WHERE name = 'gone';
+RESET ROLE;
+REVOKE USAGE ON FOREIGN SERVER hq FROM regress_possync_other;
+SET ROLE regress_possync_other;
+SELECT possync_remove_model('gone');
+DELETE FROM synchronize_model WHERE name = 'gone';
+SET ROLE regress_possync_owner;
+SELECT possync_remove_model('gone');
+RESET ROLE;
+
 -- every function of possync's fixes its search path
 SELECT p.oid::regprocedure FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid AND d.deptype = 'e'
 JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'possync' JOIN pg_language l ON l.oid = p.prolang
