@@ -27,32 +27,13 @@
 #include "pgstat.h"
 #include "push.h"
 #include "store.h"
+#include "transaction.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
 /* Entries, and bytes of their images, taken into one batch, about */
 #define BATCH_ENTRIES	20000
 #define BATCH_BYTES		(8 * 1024 * 1024)
-
-/* Opens a transaction for work on a batch. */
-static void
-begin_transaction(void)
-{
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	PushActiveSnapshot(GetTransactionSnapshot());
-}
-
-static void
-commit_transaction(void)
-{
-	SPI_finish();
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-	pgstat_report_stat(false);
-}
 
 /* Makes the state of one batch, which outlives the transaction that fills it. */
 static PosRun *
@@ -142,7 +123,7 @@ push_batch(PosPush *push, int ntxids, Datum *txids, bool match_all)
 	PosRun	   *run = make_run(push);
 	PosSteps	steps = {0};
 
-	begin_transaction();
+	pos_transaction_begin();
 	MemoryContextSwitchTo(run->context);
 	run->match_all = match_all;
 	load(run, push);
@@ -154,17 +135,17 @@ push_batch(PosPush *push, int ntxids, Datum *txids, bool match_all)
 	pos_translation_close(run);
 	pos_tree_close(run->tree);
 	pos_fault_point("push bound");
-	commit_transaction();
+	pos_transaction_commit();
 	pos_fault_point("push prepared");
 
-	begin_transaction();
+	pos_transaction_begin();
 	MemoryContextSwitchTo(run->context);
 	if (steps.nsteps > 0)
 		run->connection->ops->write(run->connection, steps.steps, steps.nsteps);
 	pos_fault_point("push written");
 	pos_outgoing_confirm(run, &batch);
 	count(push, run, &steps);
-	commit_transaction();
+	pos_transaction_commit();
 	pos_fault_point("push confirmed");
 }
 
@@ -198,12 +179,12 @@ hold(PosPush *push, Datum txid, ErrorData *error)
 {
 	PosRun	   *run = make_run(push);
 
-	begin_transaction();
+	pos_transaction_begin();
 	MemoryContextSwitchTo(run->context);
 	run->tree = pos_tree_load(push->root, true);
 	pos_quarantine_hold(run, txid, error, &push->culprit);
 	pos_tree_close(run->tree);
-	commit_transaction();
+	pos_transaction_commit();
 	push->from = Min(push->from, DatumGetUInt64(txid));
 	push->counts.left_out++;
 }
@@ -240,14 +221,14 @@ pick(PosPush *push, MemoryContext context, Datum **txids)
 	Datum	   *picked;
 	int			n;
 
-	begin_transaction();
+	pos_transaction_begin();
 	MemoryContextSwitchTo(run->context);
 	run->tree = pos_tree_load(push->root, true);
 	n = pos_outgoing_pick(run, BATCH_ENTRIES, BATCH_BYTES, &push->from, &picked);
 	*txids = MemoryContextAlloc(context, Max(n, 1) * sizeof(Datum));
 	memcpy(*txids, picked, n * sizeof(Datum));
 	pos_tree_close(run->tree);
-	commit_transaction();
+	pos_transaction_commit();
 	return n;
 }
 

@@ -26,6 +26,7 @@
 #include "storage/ipc.h"
 #include "storage/lock.h"
 #include "store.h"
+#include "transaction.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -115,25 +116,6 @@ pin_settings(void)
 					PGC_S_OVERRIDE);
 }
 
-static void
-begin_transaction(void)
-{
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	PushActiveSnapshot(GetTransactionSnapshot());
-}
-
-static void
-commit_transaction(void)
-{
-	SPI_finish();
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-	pgstat_report_stat(false);
-}
-
 /*
  * Waits for its turn with the server, which ends with the worker.  The lock is
  * of the advisory kind, as others do not outlive an abort; its last field is
@@ -162,7 +144,7 @@ start(Order *order, char **server)
 	Datum		values2[3];
 	char	   *root;
 
-	begin_transaction();
+	pos_transaction_begin();
 	if (pos_store_execute("SELECT name, server FROM @.synchronize_model"
 						  " WHERE id = $1", 1, types, values, NULL) != 1)
 		ereport(ERROR,
@@ -175,9 +157,9 @@ start(Order *order, char **server)
 								  SPI_getvalue(SPI_tuptable->vals[0],
 											   SPI_tuptable->tupdesc, 2));
 	take_turn(*server);
-	commit_transaction();
+	pos_transaction_commit();
 
-	begin_transaction();
+	pos_transaction_begin();
 	values2[0] = Int32GetDatum(order->history);
 	values2[1] = CStringGetTextDatum(root);
 	values2[2] = CStringGetTextDatum(*server);
@@ -190,7 +172,7 @@ start(Order *order, char **server)
 					  " OVERRIDING SYSTEM VALUE VALUES"
 					  " ($1, $2, $3, 'push', 'running', pg_catalog.clock_timestamp())",
 					  3, types2, values2, NULL);
-	commit_transaction();
+	pos_transaction_commit();
 	return root;
 }
 
@@ -207,7 +189,7 @@ finish(PosPush *push, const char *server, ErrorData *error)
 	Oid			types2[] = {TEXTOID};
 	Datum		values2[1];
 
-	begin_transaction();
+	pos_transaction_begin();
 	values[0] = Int32GetDatum(push->history);
 	values[1] = CStringGetTextDatum(error != NULL ? "failed" : "ok");
 	values[2] = Int64GetDatum(push->counts.read);
@@ -244,7 +226,7 @@ finish(PosPush *push, const char *server, ErrorData *error)
 		pos_store_execute("DELETE FROM @.synchronize_batch WHERE server = $1"
 						  " AND NOT EXISTS (SELECT 1 FROM @.synchronize_held)",
 						  1, types2, values2, NULL);
-	commit_transaction();
+	pos_transaction_commit();
 }
 
 /* The worker's main function. */

@@ -1,0 +1,33 @@
+/*
+ * transaction.c
+ *		The envelope of every transaction of a background worker: time, SPI,
+ *		snapshot, statistics.
+ */
+#include "possync.h"
+
+#include "access/xact.h"
+#include "executor/spi.h"
+#include "pgstat.h"
+#include "transaction.h"
+#include "utils/snapmgr.h"
+
+/* Begins a transaction in which statements can be run. */
+void
+pos_transaction_begin(void)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+/* Commits it. */
+void
+pos_transaction_commit(void)
+{
+	SPI_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+}

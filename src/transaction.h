@@ -1,0 +1,12 @@
+/*
+ * transaction.h
+ *		Transactions of a background worker.
+ */
+#ifndef POSSYNC_TRANSACTION_H
+#define POSSYNC_TRANSACTION_H
+
+/* in transaction.c */
+extern void pos_transaction_begin(void);
+extern void pos_transaction_commit(void);
+
+#endif							/* POSSYNC_TRANSACTION_H */
