@@ -174,6 +174,8 @@ CREATE TABLE @extschema@.synchronize_queue (
 	PRIMARY KEY (txid, id)
 );
 
+CREATE INDEX synchronize_queue_order ON @extschema@.synchronize_queue (id);
+
 COMMENT ON TABLE @extschema@.synchronize_queue IS 'committed changes waiting to be pushed';
 COMMENT ON COLUMN @extschema@.synchronize_queue.txid IS 'the transaction that made the change; only tells which entries belong together';
 COMMENT ON COLUMN @extschema@.synchronize_queue.operation IS 'i insert, u update, d delete';

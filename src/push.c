@@ -130,8 +130,8 @@ push_batch(PosPush *push, int ntxids, Datum *txids, bool match_all)
 	batch.id = run->id = pos_history_next_id();
 	pos_outgoing_collect(run, &batch);
 	pos_recognise_batch(run, &batch);
-	pos_steps_batch(run, &batch, &steps);
 	pos_outgoing_open(run, &batch, push->history);
+	pos_steps_batch(run, &batch, &steps);
 	pos_translation_close(run);
 	pos_tree_close(run->tree);
 	pos_fault_point("push bound");
@@ -185,7 +185,6 @@ hold(PosPush *push, Datum txid, ErrorData *error)
 	pos_quarantine_hold(run, txid, error, &push->culprit);
 	pos_tree_close(run->tree);
 	pos_transaction_commit();
-	push->from = Min(push->from, DatumGetUInt64(txid));
 	push->counts.left_out++;
 }
 
@@ -225,6 +224,12 @@ pick(PosPush *push, MemoryContext context, Datum **txids)
 	MemoryContextSwitchTo(run->context);
 	run->tree = pos_tree_load(push->root, true);
 	n = pos_outgoing_pick(run, BATCH_ENTRIES, BATCH_BYTES, &push->from, &picked);
+	if (n == 0 && push->from > 0)
+	{
+		push->from = 0;
+		n = pos_outgoing_pick(run, BATCH_ENTRIES, BATCH_BYTES, &push->from,
+							  &picked);
+	}
 	*txids = MemoryContextAlloc(context, Max(n, 1) * sizeof(Datum));
 	memcpy(*txids, picked, n * sizeof(Datum));
 	pos_tree_close(run->tree);

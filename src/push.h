@@ -48,6 +48,8 @@ typedef struct PosBatch
 								 * run */
 	int			ntxids;
 	Datum	   *txids;			/* xid8 */
+	int			nentries;
+	Datum	   *entries;		/* int8: their entries in the queue */
 	List	   *models;			/* of PosModel: those with rows, parents first */
 } PosBatch;
 
@@ -78,7 +80,7 @@ extern void pos_recognise_batch(PosRun *run, PosBatch *batch);
 
 /* in outgoing.c */
 extern int	pos_outgoing_pick(PosRun *run, int entries, int64 bytes,
-							  uint64 *from, Datum **txids);
+							  int64 *from, Datum **txids);
 extern void pos_outgoing_collect(PosRun *run, PosBatch *batch);
 extern Datum pos_outgoing_parent(PosReference *reference, Datum *values,
 								 bool *nulls, bool *isnull);
@@ -92,7 +94,7 @@ typedef struct PosPush
 {
 	char	   *root;
 	int32		history;		/* its row there */
-	uint64		from;			/* no transaction before this one is left */
+	int64		from;			/* where to look for entries, see outgoing.c */
 	PosCounts	counts;			/* of what has arrived */
 	uint64		received;
 	MemoryContext context;		/* of the batch at hand */

@@ -78,7 +78,11 @@ is_looked_for(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flag
 	if ((flags & POS_ROW_NEW) && !run->match_all &&
 		model->on_unknown == POS_MATCH_CREATE)
 		return false;
-	return (flags & POS_ROW_UNKNOWN) != 0 &&
+
+	/* nor is it sure that a row has the key that it was given */
+	return ((flags & POS_ROW_UNKNOWN) ||
+			(run->match_all && (flags & POS_ROW_UNSURE) &&
+			 !(flags & POS_ROW_DELETED))) &&
 		can_match(run, model, values, nulls);
 }
 
@@ -102,18 +106,6 @@ answered_key(PosModel *model, char **texts)
 	return pos_key_from_parts(model->nkey, parts);
 }
 
-/* Forgets the keys that unsure rows were given, so that they are looked for. */
-static int
-forget_unsure(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
-			  void *arg)
-{
-	if (!(flags & POS_ROW_UNSURE))
-		return flags;
-	pos_translation_remove(run, model, values[POS_STAGE_LOCAL]);
-	return (flags & ~POS_ROW_UNSURE) |
-		(flags & POS_ROW_DELETED ? 0 : POS_ROW_UNKNOWN);
-}
-
 /* Remembers the row for which a batch is about to fail, and its candidates. */
 static void
 accuse(PosRun *run, PosModel *model, Datum *values, PosStep *step, int first,
@@ -133,7 +125,29 @@ accuse(PosRun *run, PosModel *model, Datum *values, PosStep *step, int first,
 	MemoryContextSwitchTo(old);
 }
 
-/* Links a row with what the remote has, if that is one row. */
+/* Whether a row was found under the key that it was given. */
+static bool
+is_own(PosRun *run, PosModel *model, Datum *values, PosStep *step, int first,
+	   int last)
+{
+	Datum		own;
+	uint8		known;
+
+	if (pos_translation_find(run, model, values[POS_STAGE_LOCAL], &own,
+							 &known) != POS_FOUND)
+		return false;
+	for (int i = first; i < last; i++)
+		if (strcmp(pos_key_string(own, model->remote_int),
+				   pos_key_string(answered_key(model, &step->answers[i * model->nkey]),
+								  model->remote_int)) == 0)
+			return true;
+	return false;
+}
+
+/*
+ * Links a row with what the remote has, if that is one row.  One that is not
+ * sure to have its key keeps it if nothing else is found.
+ */
 static int
 link_found(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 		   void *arg)
@@ -149,7 +163,8 @@ link_found(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 		   step->row[found->answer] == found->row)
 		found->answer++;
 	found->row++;
-	if (found->answer == first)
+	if (found->answer == first ||
+		is_own(run, model, values, step, first, found->answer))
 		return flags;
 	remote = answered_key(model, &step->answers[first * model->nkey]);
 	if (found->answer - first > 1)
@@ -168,10 +183,12 @@ link_found(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 						pos_key_string(remote, model->remote_int),
 						pos_key_string(values[POS_STAGE_LOCAL], model->local_int),
 						model->name)));
+	if (flags & POS_ROW_UNSURE)
+		pos_translation_remove(run, model, values[POS_STAGE_LOCAL]);
 	pos_translation_add(run, model, remote, values[POS_STAGE_LOCAL], false);
 	pos_translation_flush(run);
 	model->counts.matched++;
-	return (flags & ~POS_ROW_UNKNOWN) | POS_ROW_MATCHED;
+	return (flags & ~(POS_ROW_UNKNOWN | POS_ROW_UNSURE)) | POS_ROW_MATCHED;
 }
 
 /* Looks for the unknown rows of a model at the remote. */
@@ -189,8 +206,6 @@ match(PosRun *run, PosModel *model)
 			step->columns[step->ncolumns++] = model->written[i]->remote;
 	if (step->ncolumns == 0)
 		return;
-	if (run->match_all)
-		mark_rows(run, model, forget_unsure, NULL);
 	pos_rowset_rewind(model->outgoing->rows);
 	while (pos_rowset_next(model->outgoing->rows, &values, &nulls))
 	{

@@ -201,8 +201,8 @@ add_rows(PosRun *run, PosModel *model, PosStepKind kind, PosSteps *steps)
 		(flags & (POS_ROW_NEW | POS_ROW_CREATED | POS_ROW_UNSURE));
 		bool		update = !gone && !(flags & POS_ROW_CREATED) &&
 		((flags & POS_ROW_UPDATED) ||
-		 ((flags & POS_ROW_MATCHED) && !(flags & POS_ROW_NEEDED) &&
-		  model->update_matched));
+		 ((flags & (POS_ROW_MATCHED | POS_ROW_UNSURE)) &&
+		  !(flags & POS_ROW_NEEDED) && model->update_matched));
 		Datum		remote;
 		uint8		known;
 

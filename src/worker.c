@@ -176,6 +176,34 @@ start(Order *order, char **server)
 	return root;
 }
 
+/*
+ * Closes the batches that were left open and of which nothing is to be sent any
+ * more.  Once nothing waits that is older than this push, keys that still
+ * belong to them were meant for rows that somebody gave up: no row has them.
+ */
+static void
+close_batches(const char *server, int32 history)
+{
+	Oid			types[] = {TEXTOID, INT4OID};
+	Datum		values[] = {CStringGetTextDatum(server), Int32GetDatum(history)};
+
+	if (pos_store_execute("SELECT 1 FROM @.synchronize_batch WHERE server = $1"
+						  " LIMIT 1", 1, types, values, NULL) == 0)
+		return;
+	pos_store_execute("DELETE FROM @.synchronize_translation t"
+					  " USING @.synchronize_batch b"
+					  " WHERE t.run = b.id AND t.decision = 'c' AND b.server = $1"
+					  " AND NOT EXISTS (SELECT 1 FROM @.synchronize_held)"
+					  " AND NOT EXISTS (SELECT 1 FROM @.synchronize_queue q"
+					  " JOIN @.synchronize_history h ON h.id = $2"
+					  " WHERE q.queued_at < h.started_at)",
+					  2, types, values, NULL);
+	pos_store_execute("DELETE FROM @.synchronize_batch b WHERE server = $1"
+					  " AND NOT EXISTS (SELECT 1 FROM @.synchronize_translation t"
+					  " WHERE t.run = b.id AND t.decision = 'c')",
+					  1, types, values, NULL);
+}
+
 /* Notes in history how the push ended, and closes batches that arrived. */
 static void
 finish(PosPush *push, const char *server, ErrorData *error)
@@ -186,8 +214,6 @@ finish(PosPush *push, const char *server, ErrorData *error)
 	};
 	Datum		values[13];
 	char		nulls[14] = "             ";
-	Oid			types2[] = {TEXTOID};
-	Datum		values2[1];
 
 	pos_transaction_begin();
 	values[0] = Int32GetDatum(push->history);
@@ -221,11 +247,8 @@ finish(PosPush *push, const char *server, ErrorData *error)
 					  " error_detail = $11, error_hint = $12,"
 					  " error_context = $13 WHERE id = $1",
 					  13, types, values, nulls);
-	values2[0] = CStringGetTextDatum(server);
 	if (error == NULL)
-		pos_store_execute("DELETE FROM @.synchronize_batch WHERE server = $1"
-						  " AND NOT EXISTS (SELECT 1 FROM @.synchronize_held)",
-						  1, types2, values2, NULL);
+		close_batches(server, push->history);
 	pos_transaction_commit();
 }
 
