@@ -107,7 +107,7 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 			pos_pg_session_close(session);
 		else if (attempt == ATTEMPT_STALE)
 		{
-			pos_pg_describe_forget(session);
+			pos_pg_relation_forget(session);
 			pos_pg_session_end(session, "ROLLBACK");
 		}
 	} while (attempt != ATTEMPT_DONE);

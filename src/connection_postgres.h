@@ -6,6 +6,7 @@
  * postgres_session.c		sessions: made, kept, dropped
  * postgres_options.c		options of servers and user mappings
  * postgres_wire.c			one libpq connection: connect, wait, errors
+ * postgres_relation.c		what is known of remote tables
  * postgres_describe.c		what the remote tables look like
  * postgres_query.c			the SQL that is sent
  * postgres_convert.c		from the wire to datums
@@ -147,16 +148,18 @@ extern int	pos_pg_row(PosPgSession *session);
 extern void pos_pg_expect(PosPgSession *session, ExecStatusType status);
 pos_noreturn extern void pos_pg_error(PosPgSession *session);
 
-/* in postgres_describe.c */
+/* in postgres_relation.c */
 extern PosPgRelation *pos_pg_relation(PosPgSession *session,
 									  const char *remote);
 extern PosPgAttribute *pos_pg_attribute(PosPgRelation *relation,
 										const char *name);
+extern void pos_pg_relation_forget(PosPgSession *session);
+
+/* in postgres_describe.c */
 extern void pos_pg_describe_query(StringInfo sql, PosTable **tables,
 								  int ntables);
 extern void pos_pg_describe_result(PosPgSession *session, PosTable **tables,
 								   int ntables);
-extern void pos_pg_describe_forget(PosPgSession *session);
 extern List *pos_pg_describe_check(PosPgSession *session, PosTable *table);
 extern char *pos_pg_describe_changes(PosPgSession *session, PosTable *table);
 

@@ -75,40 +75,6 @@ static char *check_column(PosPgSession *session, PosPgRelation *relation,
 static char *field_of(PosTable *table, const char *local);
 
 /*
- * Returns what a session knows of a remote table, NULL if it never looked.
- */
-PosPgRelation *
-pos_pg_relation(PosPgSession *session, const char *remote)
-{
-	ListCell   *lc;
-
-	foreach(lc, session->relations)
-	{
-		PosPgRelation *relation = (PosPgRelation *) lfirst(lc);
-
-		if (strcmp(relation->remote, remote) == 0)
-			return relation;
-	}
-
-	return NULL;
-}
-
-/*
- * Returns a column of a remote table, NULL if it has none of this name.
- */
-PosPgAttribute *
-pos_pg_attribute(PosPgRelation *relation, const char *name)
-{
-	for (int i = 0; i < relation->nattributes; i++)
-	{
-		if (strcmp(relation->attributes[i].name, name) == 0)
-			return &relation->attributes[i];
-	}
-
-	return NULL;
-}
-
-/*
  * Appends the query whose result pos_pg_describe_result understands.  Errors
  * if a table's name is not written as schema.table.
  */
@@ -153,20 +119,6 @@ pos_pg_describe_result(PosPgSession *session, PosTable **tables, int ntables)
 		MemoryContextSetParent(relation->context, session->context);
 		MemoryContextSwitchTo(old);
 	}
-}
-
-/*
- * Forgets every description.
- */
-void
-pos_pg_describe_forget(PosPgSession *session)
-{
-	ListCell   *lc;
-
-	foreach(lc, session->relations)
-		MemoryContextDelete(((PosPgRelation *) lfirst(lc))->context);
-	list_free(session->relations);
-	session->relations = NIL;
 }
 
 /*

@@ -103,7 +103,7 @@ pos_pg_session_close(PosPgSession *session)
 {
 	session->base.broken = true;
 	pos_pg_disconnect(session);
-	pos_pg_describe_forget(session);
+	pos_pg_relation_forget(session);
 	pos_pg_session_forget_read(session);
 	if (session->source != NULL)
 		pfree(session->source);
