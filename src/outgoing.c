@@ -3,7 +3,8 @@
  *		Which rows a batch has to send: those queued by its transactions, and
  *		those that they refer to and the remote does not have.
  *
- * A row changed several times within a batch is sent once, as it was left.
+ * A row changed several times within a batch is sent once, as it was left,
+ * unless the batch is sent in order.
  * Entries that wait in quarantine hold back every transaction that touches the
  * same rows or refers to rows that they would have made.
  */
@@ -25,6 +26,7 @@ typedef struct KeySetEntry
 	char		status;
 	int			flags;			/* of a queued row: what happened to it */
 	uint64		last;			/* its last entry */
+	bool		taken;			/* into the batch */
 } KeySetEntry;
 
 #define SH_PREFIX keyset
@@ -60,7 +62,10 @@ add_key(PosRun *run, PosKeySet *set, const char *key)
 	KeySetEntry *entry = keyset_insert(set->hash, unconstify(char *, key), &found);
 
 	if (!found)
+	{
 		entry->key = MemoryContextStrdup(run->context, key);
+		entry->taken = false;
+	}
 	return !found;
 }
 
@@ -239,6 +244,7 @@ take_row(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 {
 	int			flags = DatumGetInt64(values[POS_STAGE_OLD]);
 	char	   *key = pos_key_string(values[POS_STAGE_LOCAL], model->local_int);
+	KeySetEntry *row = keyset_lookup(model->outgoing->keys->hash, key);
 	Datum		remote;
 	uint8		known;
 
@@ -251,9 +257,11 @@ take_row(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 		flags |= POS_ROW_UNSURE;
 	if ((flags & POS_ROW_DELETED) == 0)
 	{
-		if (pos_translation_find(run, model, values[POS_STAGE_LOCAL], &remote,
+		if (!row->taken &&
+			pos_translation_find(run, model, values[POS_STAGE_LOCAL], &remote,
 								 &known) == POS_MISSING)
 			flags |= POS_ROW_UNKNOWN;
+		row->taken = true;
 		need_parents(run, model, values, nulls);
 	}
 	values[POS_STAGE_OLD] = Int64GetDatum(flags);
@@ -340,6 +348,14 @@ entry_key(PosModel *model, SPITupleTable *entries, uint64 i)
 					   model->local_int ? ENTRY_KEY : ENTRY_KEY_TEXT);
 }
 
+/* What an entry alone does to its row */
+static int
+entry_flags(char operation)
+{
+	return operation == 'i' ? POS_ROW_NEW :
+		operation == 'u' ? POS_ROW_UPDATED : POS_ROW_DELETED;
+}
+
 /*
  * Notes what happened to the row of an entry, the entries before it included.
  */
@@ -357,6 +373,7 @@ note_entry(PosRun *run, SPITupleTable *entries, uint64 i)
 	{
 		row->key = MemoryContextStrdup(run->context, key);
 		row->flags = operation == 'i' ? POS_ROW_NEW : POS_ROW_UPDATED;
+		row->taken = false;
 	}
 	if (operation == 'u')
 		row->flags |= POS_ROW_UPDATED;
@@ -367,7 +384,10 @@ note_entry(PosRun *run, SPITupleTable *entries, uint64 i)
 	row->last = i;
 }
 
-/* Puts an entry into the images of its model if it is the last of its row. */
+/*
+ * Puts an entry into the images of its model if it is the last of its row, or
+ * all are wanted.
+ */
 static void
 put_image(PosRun *run, SPITupleTable *entries, uint64 i)
 {
@@ -378,10 +398,13 @@ put_image(PosRun *run, SPITupleTable *entries, uint64 i)
 	Datum		values[3];
 	bool		nulls[3] = {false};
 
-	if (row->last != i)
+	if (row->last != i && !run->in_order)
 		return;
 	values[0] = key;
-	values[1] = Int64GetDatum(row->flags);
+	values[1] = Int64GetDatum(run->in_order ?
+							  entry_flags(DatumGetChar(entry_value(entries, i,
+																   ENTRY_OPERATION))) :
+							  row->flags);
 	values[2] = entry_value(entries, i, ENTRY_IMAGE);
 	pos_rowset_put(model->outgoing->images, values, nulls);
 }
@@ -408,11 +431,13 @@ load_entries(PosRun *run, PosBatch *batch)
 
 	batch->nentries = (int) n;
 	batch->entries = MemoryContextAlloc(run->context, Max(n, 1) * sizeof(Datum));
+	batch->order = MemoryContextAlloc(run->context, Max(n, 1) * sizeof(PosModel *));
 	for (uint64 i = 0; i < n; i++)
 	{
 		MemoryContextReset(run->row);
 		note_entry(run, entries, i);
 		batch->entries[i] = entry_value(entries, i, ENTRY_ID);
+		batch->order[i] = entry_model(run, entries, i);
 	}
 	for (uint64 i = 0; i < n; i++)
 	{

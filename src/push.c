@@ -117,7 +117,7 @@ count(PosPush *push, PosRun *run, PosSteps *steps)
  * repeated, in whole or in parts.
  */
 static void
-push_batch(PosPush *push, int ntxids, Datum *txids, bool match_all)
+push_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 {
 	PosBatch	batch = {.ntxids = ntxids,.txids = txids};
 	PosRun	   *run = make_run(push);
@@ -125,7 +125,8 @@ push_batch(PosPush *push, int ntxids, Datum *txids, bool match_all)
 
 	pos_transaction_begin();
 	MemoryContextSwitchTo(run->context);
-	run->match_all = match_all;
+	run->match_all = attempt != POS_ATTEMPT_PLAIN;
+	run->in_order = attempt == POS_ATTEMPT_IN_ORDER;
 	load(run, push);
 	batch.id = run->id = pos_history_next_id();
 	pos_outgoing_collect(run, &batch);
@@ -151,14 +152,14 @@ push_batch(PosPush *push, int ntxids, Datum *txids, bool match_all)
 
 /* Tries a batch.  Returns the error it failed with, or NULL. */
 static ErrorData *
-try_batch(PosPush *push, int ntxids, Datum *txids, bool match_all)
+try_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 {
 	ErrorData  *volatile error = NULL;
 
 	push->culprit.model = 0;
 	PG_TRY();
 	{
-		push_batch(push, ntxids, txids, match_all);
+		push_batch(push, ntxids, txids, attempt);
 	}
 	PG_CATCH();
 	{
@@ -192,15 +193,24 @@ hold(PosPush *push, Datum txid, ErrorData *error)
  * Pushes some transactions, those at fault into quarantine.  A unique
  * constraint that is violated by a new row may mean that the row is there
  * already, because somebody else was faster: then it is looked for.
+ *
+ * A transaction alone that violates a constraint may do so because its rows are
+ * sent as they were left, the new ones first and the deleted ones last.  The
+ * till's constraints have seen its changes one by one, and so does the remote
+ * then.
  */
 static void
 push_some(PosPush *push, int ntxids, Datum *txids)
 {
-	ErrorData  *error = try_batch(push, ntxids, txids, false);
+	ErrorData  *error = try_batch(push, ntxids, txids, POS_ATTEMPT_PLAIN);
 
 	CHECK_FOR_INTERRUPTS();
 	if (error != NULL && error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION)
-		error = try_batch(push, ntxids, txids, true);
+		error = try_batch(push, ntxids, txids, POS_ATTEMPT_MATCH);
+	if (error != NULL && ntxids == 1 &&
+		(ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION ||
+		 error->sqlerrcode == ERRCODE_CARDINALITY_VIOLATION))
+		error = try_batch(push, ntxids, txids, POS_ATTEMPT_IN_ORDER);
 	if (error == NULL)
 		return;
 	if (ntxids == 1)

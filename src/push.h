@@ -50,6 +50,7 @@ typedef struct PosBatch
 	Datum	   *txids;			/* xid8 */
 	int			nentries;
 	Datum	   *entries;		/* int8: their entries in the queue */
+	PosModel  **order;			/* model of every entry, to go in order */
 	List	   *models;			/* of PosModel: those with rows, parents first */
 } PosBatch;
 
@@ -62,6 +63,14 @@ typedef struct PosSteps
 	StringInfoData rows;		/* of the last one, while it is open */
 	bool		open;
 } PosSteps;
+
+/* Ways to send a batch, tried one after the other */
+typedef enum PosAttempt
+{
+	POS_ATTEMPT_PLAIN,
+	POS_ATTEMPT_MATCH,			/* look for new rows, too */
+	POS_ATTEMPT_IN_ORDER		/* and repeat change by change */
+} PosAttempt;
 
 /* in steps.c */
 extern char *pos_steps_text(PosRun *run, PosField *field, Datum *values,

@@ -176,6 +176,8 @@ link_found(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 						found->answer - first,
 						pos_key_string(values[POS_STAGE_LOCAL], model->local_int),
 						model->name)));
+	if (pos_translation_is_linked(run, model, remote) && run->in_order)
+		return flags;			/* as before: its row may go first */
 	if (pos_translation_is_linked(run, model, remote))
 		ereport(ERROR,
 				(errcode(ERRCODE_CARDINALITY_VIOLATION),

@@ -3,7 +3,8 @@
  *		The rows of a batch as the steps of a write: JSON with remote names, and
  *		with foreign keys that are the remote's.
  *
- * Inserts go parents first, then updates, then deletes, children first.
+ * Inserts go parents first, then updates, then deletes, children first; or all
+ * in the order in which they were done.
  */
 #include "possync.h"
 
@@ -117,6 +118,16 @@ travels(PosField *field)
 	return field->copy && !field->is_key;
 }
 
+/* Whether a model sends anything but keys. */
+static bool
+has_values(PosModel *model)
+{
+	for (int i = 0; i < model->nwritten; i++)
+		if (travels(model->written[i]))
+			return true;
+	return false;
+}
+
 /* Adds a step for a model; its columns are to be filled in. */
 PosStep *
 pos_steps_add(PosSteps *steps, PosModel *model, PosStepKind kind)
@@ -181,57 +192,110 @@ is_full(PosSteps *steps, PosModel *model)
 		(step->nrows >= STEP_ROWS || steps->rows.len >= STEP_BYTES);
 }
 
-/*
- * Adds the steps that do one kind of thing with the rows of a model.
- */
-static void
-add_rows(PosRun *run, PosModel *model, PosStepKind kind, PosSteps *steps)
+/* Whether a row is to be inserted, updated, or deleted; maybe several. */
+static bool
+needs_step(PosModel *model, PosStepKind kind, int flags)
 {
-	PosRowset  *rows = model->outgoing->rows;
-	PosStep    *step = NULL;
+	if (flags & POS_ROW_DELETED)
+		return kind == POS_STEP_DELETE;
+	switch (kind)
+	{
+		case POS_STEP_INSERT:
+			return !(flags & POS_ROW_MATCHED) &&
+				(flags & (POS_ROW_NEW | POS_ROW_CREATED | POS_ROW_UNSURE));
+		case POS_STEP_UPDATE:
+			return !(flags & POS_ROW_CREATED) &&
+				((flags & POS_ROW_UPDATED) ||
+				 ((flags & (POS_ROW_MATCHED | POS_ROW_UNSURE)) &&
+				  !(flags & POS_ROW_NEEDED) && model->update_matched));
+		default:
+			return false;
+	}
+}
+
+/* Adds a row to the last step; to a new one if that is another, or full. */
+static void
+add_row(PosRun *run, PosModel *model, PosStepKind kind, Datum *values,
+		bool *nulls, PosSteps *steps)
+{
+	PosStep    *step = steps->open ? steps->steps[steps->nsteps - 1] : NULL;
+	Datum		remote;
+	uint8		known;
+
+	if (kind == POS_STEP_UPDATE && !has_values(model))
+		return;					/* nothing but a key */
+	if (pos_translation_find(run, model, values[POS_STAGE_LOCAL], &remote,
+							 &known) != POS_FOUND)
+		return;					/* deleted before the remote ever had it */
+
+	/* one statement must not update a row twice */
+	if (step == NULL || step->kind != kind || step->table != &model->table ||
+		is_full(steps, model) || (run->in_order && kind == POS_STEP_UPDATE))
+	{
+		pos_steps_close(steps);
+		step = pos_steps_add(steps, model, kind);
+		for (int i = 0; i < model->nkey && kind == POS_STEP_INSERT; i++)
+			step->columns[step->ncolumns++] = model->table.columns[i].remote;
+		for (int i = 0; i < model->nwritten && kind != POS_STEP_DELETE; i++)
+			if (travels(model->written[i]))
+				step->columns[step->ncolumns++] = model->written[i]->remote;
+	}
+	pos_steps_begin_row(steps);
+	append_key(&steps->rows, model, remote);
+	for (int i = 0; i < model->nwritten && kind != POS_STEP_DELETE; i++)
+		if (travels(model->written[i]))
+			pos_steps_field(&steps->rows, run, model->written[i], values, nulls);
+	pos_steps_end_row(steps);
+}
+
+/* Adds the steps that do one kind of thing with the rows of a model. */
+static void
+add_rows(PosRun *run, PosModel *model, PosStepKind kind, int among,
+		 PosSteps *steps)
+{
 	Datum	   *values;
 	bool	   *nulls;
 
-	pos_rowset_rewind(rows);
-	while (pos_rowset_next(rows, &values, &nulls))
+	pos_rowset_rewind(model->outgoing->rows);
+	while (pos_rowset_next(model->outgoing->rows, &values, &nulls))
 	{
 		int			flags = DatumGetInt64(values[POS_STAGE_OLD]);
-		bool		gone = (flags & POS_ROW_DELETED) != 0;
-		bool		insert = !gone && !(flags & POS_ROW_MATCHED) &&
-		(flags & (POS_ROW_NEW | POS_ROW_CREATED | POS_ROW_UNSURE));
-		bool		update = !gone && !(flags & POS_ROW_CREATED) &&
-		((flags & POS_ROW_UPDATED) ||
-		 ((flags & (POS_ROW_MATCHED | POS_ROW_UNSURE)) &&
-		  !(flags & POS_ROW_NEEDED) && model->update_matched));
-		Datum		remote;
-		uint8		known;
 
-		if (!(kind == POS_STEP_INSERT ? insert :
-			  kind == POS_STEP_UPDATE ? update : gone))
-			continue;
-		if (pos_translation_find(run, model, values[POS_STAGE_LOCAL], &remote,
-								 &known) != POS_FOUND)
-			continue;			/* deleted before the remote ever had it */
-		if (step == NULL || is_full(steps, model))
-		{
-			pos_steps_close(steps);
-			step = pos_steps_add(steps, model, kind);
-			for (int i = 0; i < model->nkey && kind == POS_STEP_INSERT; i++)
-				step->columns[step->ncolumns++] = model->table.columns[i].remote;
-			for (int i = 0; i < model->nwritten && kind != POS_STEP_DELETE; i++)
-				if (travels(model->written[i]))
-					step->columns[step->ncolumns++] = model->written[i]->remote;
-		}
-		pos_steps_begin_row(steps);
-		append_key(&steps->rows, model, remote);
-		for (int i = 0; i < model->nwritten && kind != POS_STEP_DELETE; i++)
-			if (travels(model->written[i]))
-				pos_steps_field(&steps->rows, run, model->written[i], values, nulls);
-		pos_steps_end_row(steps);
+		if ((flags & among) == among && needs_step(model, kind, flags))
+			add_row(run, model, kind, values, nulls, steps);
 	}
 	pos_steps_close(steps);
-	if (step != NULL && step->ncolumns == 0 && kind == POS_STEP_UPDATE)
-		steps->nsteps--;		/* nothing but a key: no update */
+}
+
+/*
+ * Adds the steps that repeat every change in its order, after what they all
+ * need.  The rows of a model stand in the order of its entries.
+ */
+static void
+add_in_order(PosRun *run, PosBatch *batch, PosSteps *steps)
+{
+	static const PosStepKind kinds[] = {
+		POS_STEP_INSERT, POS_STEP_UPDATE, POS_STEP_DELETE
+	};
+	ListCell   *lc;
+
+	foreach(lc, batch->models)
+		add_rows(run, lfirst(lc), POS_STEP_INSERT, POS_ROW_NEEDED, steps);
+	foreach(lc, batch->models)
+		pos_rowset_rewind(((PosModel *) lfirst(lc))->outgoing->rows);
+	for (int i = 0; i < batch->nentries; i++)
+	{
+		PosModel   *model = batch->order[i];
+		Datum	   *values;
+		bool	   *nulls;
+
+		if (!pos_rowset_next(model->outgoing->rows, &values, &nulls))
+			elog(ERROR, "an entry of \"%s\" has no row", model->name);
+		for (int k = 0; k < lengthof(kinds); k++)
+			if (needs_step(model, kinds[k], DatumGetInt64(values[POS_STAGE_OLD])))
+				add_row(run, model, kinds[k], values, nulls, steps);
+	}
+	pos_steps_close(steps);
 }
 
 /* Puts together what is to be sent of a batch. */
@@ -240,12 +304,17 @@ pos_steps_batch(PosRun *run, PosBatch *batch, PosSteps *steps)
 {
 	ListCell   *lc;
 
-	foreach(lc, batch->models)
-		add_rows(run, lfirst(lc), POS_STEP_INSERT, steps);
-	foreach(lc, batch->models)
-		add_rows(run, lfirst(lc), POS_STEP_UPDATE, steps);
-	for (int i = list_length(batch->models) - 1; i >= 0; i--)
-		add_rows(run, list_nth(batch->models, i), POS_STEP_DELETE, steps);
+	if (run->in_order)
+		add_in_order(run, batch, steps);
+	else
+	{
+		foreach(lc, batch->models)
+			add_rows(run, lfirst(lc), POS_STEP_INSERT, 0, steps);
+		foreach(lc, batch->models)
+			add_rows(run, lfirst(lc), POS_STEP_UPDATE, 0, steps);
+		for (int i = list_length(batch->models) - 1; i >= 0; i--)
+			add_rows(run, list_nth(batch->models, i), POS_STEP_DELETE, 0, steps);
+	}
 	foreach(lc, batch->models)
 	{
 		PosModel   *model = lfirst(lc);
