@@ -23,7 +23,8 @@ my @points = ('push bound', 'push prepared', 'push written', 'push confirmed');
 my $master = Possync->cluster('master', "restart_after_crash = on\ndeadlock_timeout = 100ms");
 sales_master($master);
 # what the master refuses for a while
-$master->safe_psql('postgres', 'ALTER TABLE sale_line ADD CONSTRAINT modest CHECK (quantity < 900)');
+$master->safe_psql('postgres', 'ALTER TABLE sale_line ADD CONSTRAINT modest CHECK (quantity < 900);
+	CREATE UNIQUE INDEX ON sale_line (sale, position)');
 
 my @tills = map { { number => $_, node => Possync->cluster("till$_", "restart_after_crash = on\nmax_worker_processes = 20\ndeadlock_timeout = 100ms") } } 1, 2;
 for my $till (@tills)
@@ -50,6 +51,17 @@ BEGIN
 	UPDATE payment SET amount = payment.amount + after - before WHERE sale = which AND kind = 'cash';
 END $$;
 
+-- A line written anew: the master takes the new one only after the old is gone
+CREATE FUNCTION rewrite(which integer) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+	line sale_line;
+BEGIN
+	PERFORM FROM sale WHERE id = which FOR UPDATE;
+	DELETE FROM sale_line WHERE sale = which AND position = 1 RETURNING * INTO line;
+	INSERT INTO sale_line (sale, position, product, quantity, price)
+	SELECT which, 1, line.product, line.quantity, line.price WHERE line.id IS NOT NULL;
+END $$;
+
 -- One of the last sales
 CREATE FUNCTION recent(n integer) RETURNS integer LANGUAGE sql AS $$
 	SELECT id FROM sale ORDER BY id DESC OFFSET floor(random() * n) LIMIT 1
@@ -65,6 +77,9 @@ BEGIN
 	END IF;
 	IF n % 13 = 0 THEN
 		DELETE FROM sale WHERE id = recent(30);
+	END IF;
+	IF n % 29 = 0 THEN
+		PERFORM rewrite(recent(20));
 	END IF;
 	IF n % 101 = 0 THEN
 		PERFORM amend(new, 999);
