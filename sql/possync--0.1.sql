@@ -1749,7 +1749,8 @@ COMMENT ON FUNCTION @extschema@._possync_queued(smallint) IS 'internal: the mode
  *
  * What they refer to (a customer, a product) is sent with them when the master
  * does not have it.  Errors: as CREATE TRIGGER.  Returns the tables that are
- * queued.  May be called again, after a child was added.
+ * queued.  May be called again, after a child or a partition was added: the
+ * partition is queued by itself, but only then refuses TRUNCATE.
  */
 CREATE FUNCTION @extschema@.possync_queue(model text)
 RETURNS SETOF regclass LANGUAGE plpgsql
@@ -1757,6 +1758,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	queued record;
+	relation regclass;
 BEGIN
 	FOR queued IN SELECT q.* FROM @extschema@._possync_model(model) m, @extschema@._possync_queued(m.id) q
 	LOOP
@@ -1764,9 +1766,12 @@ BEGIN
 		EXECUTE format('CREATE OR REPLACE TRIGGER possync_queue AFTER INSERT OR UPDATE OR DELETE ON %s'
 					   ' FOR EACH ROW EXECUTE FUNCTION @extschema@.possync_capture(%s)', queued.relation, queued.id);
 		EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER possync_queue', queued.relation);
-		EXECUTE format('CREATE OR REPLACE TRIGGER possync_queue_truncate BEFORE TRUNCATE ON %s'
-					   ' EXECUTE FUNCTION @extschema@.possync_refuse_truncate()', queued.relation);
-		EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER possync_queue_truncate', queued.relation);
+		FOREACH relation IN ARRAY queued.relation || ARRAY(SELECT t.relid FROM pg_partition_tree(queued.relation) t WHERE t.level > 0)
+		LOOP
+			EXECUTE format('CREATE OR REPLACE TRIGGER possync_queue_truncate BEFORE TRUNCATE ON %s'
+						   ' EXECUTE FUNCTION @extschema@.possync_refuse_truncate()', relation);
+			EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER possync_queue_truncate', relation);
+		END LOOP;
 		RETURN NEXT queued.relation;
 	END LOOP;
 END $$;
@@ -1783,11 +1788,15 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	queued record;
+	relation regclass;
 BEGIN
 	FOR queued IN SELECT q.* FROM @extschema@._possync_model(model) m, @extschema@._possync_queued(m.id) q
 	LOOP
 		EXECUTE format('DROP TRIGGER IF EXISTS possync_queue ON %s', queued.relation);
-		EXECUTE format('DROP TRIGGER IF EXISTS possync_queue_truncate ON %s', queued.relation);
+		FOREACH relation IN ARRAY queued.relation || ARRAY(SELECT t.relid FROM pg_partition_tree(queued.relation) t WHERE t.level > 0)
+		LOOP
+			EXECUTE format('DROP TRIGGER IF EXISTS possync_queue_truncate ON %s', relation);
+		END LOOP;
 		RETURN NEXT queued.relation;
 	END LOOP;
 END $$;

@@ -15,6 +15,7 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
+#include "catalog/partition.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "commands/trigger.h"
@@ -131,6 +132,23 @@ pos_queue_is_captured(Relation rel)
 	return false;
 }
 
+/*
+ * Whether a table is a model's, as find_key has read it, or a partition of
+ * that.  Anybody may create a trigger, but not sell in another table's name.
+ */
+static bool
+is_table_of(Relation rel, SPITupleTable *model)
+{
+	bool		isnull;
+	Oid			relid = DatumGetObjectId(SPI_getbinval(model->vals[0],
+													   model->tupdesc, 2,
+													   &isnull));
+
+	return RelationGetRelid(rel) == relid ||
+		(rel->rd_rel->relispartition &&
+		 list_member_oid(get_partition_ancestors(RelationGetRelid(rel)), relid));
+}
+
 /* Finds the key columns of a model in a table, which may be a partition. */
 static void
 find_key(Capture *capture, Relation rel)
@@ -141,7 +159,8 @@ find_key(Capture *capture, Relation rel)
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	n = pos_store_execute("SELECT u.name::text FROM @.synchronize_model m,"
+	n = pos_store_execute("SELECT u.name::text, m.relation::oid"
+						  " FROM @.synchronize_model m,"
 						  " unnest(m.key_columns) WITH ORDINALITY u(name, n)"
 						  " WHERE m.id = $1 ORDER BY u.n",
 						  1, types, values, NULL);
@@ -151,6 +170,12 @@ find_key(Capture *capture, Relation rel)
 				 errmsg("table \"%s\" is queued for a model that does not exist any more",
 						RelationGetRelationName(rel)),
 				 errhint("Drop the triggers possync_queue and possync_queue_truncate of the table.")));
+	if (!is_table_of(rel, SPI_tuptable))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("table \"%s\" is not that of the model it is queued for",
+						RelationGetRelationName(rel)),
+				 errhint("possync_queue creates the trigger.")));
 	for (uint64 i = 0; i < n; i++)
 	{
 		char	   *name = SPI_getvalue(SPI_tuptable->vals[i],
