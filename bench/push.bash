@@ -15,8 +15,8 @@ use_sales()
 	if [ -z "$(till -d postgres -c \
 		"SELECT 1 FROM pg_database WHERE datname = '$sold'")" ]; then
 		clone "$base" "$sold"
-		till -d "$sold" -f "$bench/$setup.sql" -v first=1 -v last="$2" \
-			-f "$bench/sell.sql" -c 'VACUUM (ANALYZE)'
+		till -d "$sold" -f "$bench/$setup.sql" -v sales="$2" -f "$bench/sell.sql" \
+			-c 'VACUUM (ANALYZE)'
 	fi
 	base=$sold
 }
@@ -99,7 +99,7 @@ sale()
 	local pushes=10 before i
 
 	wants possync || return 0
-	use_sales possync 1
+	use_sales possync 1000
 	use_run "$rtt"
 	session_open run
 	: >"$work/output"
@@ -108,7 +108,7 @@ sale()
 	count_trips; before=$REPLY
 	: >"$work/output"
 	start_clock
-	for ((i = 2; i <= pushes + 1; i++)); do
+	for ((i = 1001; i <= 1000 + pushes; i++)); do
 		session_do "CALL sell($i, $i);"
 		session_do "$(printf '%s\n' '\timing on' "$possync_push;" '\timing off')"
 		echo =end >>"$work/output"
@@ -145,7 +145,7 @@ capture()
 	local rep variant sold
 
 	wants possync || return 0
-	use_sales possync 1
+	use_sales possync 1000
 	for ((rep = 1; rep <= reps; rep++)); do
 		for variant in plain queued; do
 			clone "$base" run
