@@ -131,7 +131,7 @@ push_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 	batch.id = run->id = pos_history_next_id();
 	pos_outgoing_collect(run, &batch);
 	pos_recognise_batch(run, &batch);
-	pos_outgoing_open(run, &batch, push->history);
+	pos_batch_open(run, &batch, push->history);
 	pos_steps_batch(run, &batch, &steps);
 	pos_translation_close(run);
 	pos_tree_close(run->tree);
@@ -144,7 +144,7 @@ push_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 	if (steps.nsteps > 0)
 		run->connection->ops->write(run->connection, steps.steps, steps.nsteps);
 	pos_fault_point("push written");
-	pos_outgoing_confirm(run, &batch);
+	pos_batch_confirm(run, &batch);
 	count(push, run, &steps);
 	pos_transaction_commit();
 	pos_fault_point("push confirmed");
@@ -233,12 +233,12 @@ pick(PosPush *push, MemoryContext context, Datum **txids)
 	pos_transaction_begin();
 	MemoryContextSwitchTo(run->context);
 	run->tree = pos_tree_load(push->root, true);
-	n = pos_outgoing_pick(run, BATCH_ENTRIES, BATCH_BYTES, &push->from, &picked);
+	n = pos_batch_pick(run, BATCH_ENTRIES, BATCH_BYTES, &push->from, &picked);
 	if (n == 0 && push->from > 0)
 	{
 		push->from = 0;
-		n = pos_outgoing_pick(run, BATCH_ENTRIES, BATCH_BYTES, &push->from,
-							  &picked);
+		n = pos_batch_pick(run, BATCH_ENTRIES, BATCH_BYTES, &push->from,
+						   &picked);
 	}
 	*txids = MemoryContextAlloc(context, Max(n, 1) * sizeof(Datum));
 	memcpy(*txids, picked, n * sizeof(Datum));

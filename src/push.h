@@ -88,14 +88,17 @@ extern void pos_steps_batch(PosRun *run, PosBatch *batch, PosSteps *steps);
 extern void pos_recognise_batch(PosRun *run, PosBatch *batch);
 
 /* in outgoing.c */
-extern int	pos_outgoing_pick(PosRun *run, int entries, int64 bytes,
-							  int64 *from, Datum **txids);
 extern void pos_outgoing_collect(PosRun *run, PosBatch *batch);
 extern Datum pos_outgoing_parent(PosReference *reference, Datum *values,
 								 bool *nulls, bool *isnull);
 extern void pos_outgoing_free(PosRun *run);
-extern void pos_outgoing_open(PosRun *run, PosBatch *batch, int32 history);
-extern void pos_outgoing_confirm(PosRun *run, PosBatch *batch);
+
+/* in batch.c */
+extern int	pos_batch_pick(PosRun *run, int entries, int64 bytes, int64 *from,
+						   Datum **txids);
+extern void pos_batch_load_open(PosRun *run);
+extern void pos_batch_open(PosRun *run, PosBatch *batch, int32 history);
+extern void pos_batch_confirm(PosRun *run, PosBatch *batch);
 
 
 /* A whole push, over all of its transactions */
@@ -103,7 +106,7 @@ typedef struct PosPush
 {
 	char	   *root;
 	int32		history;		/* its row there */
-	int64		from;			/* where to look for entries, see outgoing.c */
+	int64		from;			/* where to look for entries, see batch.c */
 	PosCounts	counts;			/* of what has arrived */
 	uint64		received;
 	MemoryContext context;		/* of the batch at hand */

@@ -1,0 +1,180 @@
+/*
+ * batch.c
+ *		Batches of queued transactions: which come next, and where each one
+ *		stands between being begun and being confirmed.
+ */
+#include "possync.h"
+
+#include "catalog/pg_type.h"
+#include "push.h"
+#include "store.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+
+/*
+ * Picks the oldest queued transactions that are not held, whole, with about as
+ * many entries and bytes for the run's models as given in all.  Returns how
+ * many.
+ *
+ * Oldest is what wrote its last entry first.  Who changes or refers to a row of
+ * another transaction does so after that one's end, so this order is right for
+ * every row; that of the transactions' numbers is not.  A transaction of which
+ * only a part was seen has to wait, for some that come before it may not have
+ * been seen.
+ *
+ * The search begins at *from, which is moved forward: what is behind it is in
+ * the queue no more, and a long queue is not full of dead entries that each
+ * search has to pass.  An entry that appears behind it is found by a search
+ * from 0.
+ */
+int
+pos_batch_pick(PosRun *run, int entries, int64 bytes, int64 *from,
+			   Datum **txids)
+{
+	Oid			types[] = {INT2ARRAYOID, INT4OID, INT8OID};
+	Datum		values[] = {
+		pos_config_ids(run->tree->models), Int32GetDatum(entries),
+		Int64GetDatum(*from)
+	};
+	uint64		n;
+	int			picked = 0;
+	int64		size = 0;
+	int64		next = PG_INT64_MAX;
+
+	n = pos_store_execute("WITH seen AS MATERIALIZED (SELECT txid, id,"
+						  " pg_column_size(image) AS size"
+						  " FROM @.synchronize_queue"
+						  " WHERE id >= $3 AND model = ANY ($1) AND txid <> ALL"
+						  " (ARRAY(SELECT txid FROM @.synchronize_held))"
+						  " ORDER BY id LIMIT $2),"
+						  " every AS (SELECT txid, min(id) AS first,"
+						  " max(id) AS last, sum(size)::int8 AS size,"
+						  " (SELECT max(id) FROM seen) AS seen"
+						  " FROM seen GROUP BY txid)"
+						  " SELECT txid, first, seen, size, EXISTS"
+						  " (SELECT 1 FROM @.synchronize_queue q"
+						  " WHERE q.txid = every.txid AND q.id > seen"
+						  " AND model = ANY ($1)) FROM every"
+						  " ORDER BY 5, last", 3, types, values, NULL);
+	*txids = palloc(Max(n, 1) * sizeof(Datum));
+	for (uint64 i = 0; i < n; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		bool		isnull;
+		int64		first = DatumGetInt64(SPI_getbinval(tuple, desc, 2, &isnull));
+		int64		seen = DatumGetInt64(SPI_getbinval(tuple, desc, 3, &isnull));
+		bool		more = DatumGetBool(SPI_getbinval(tuple, desc, 5, &isnull));
+
+		if (more || size >= bytes)
+			next = Min(next, first);
+		else
+		{
+			(*txids)[picked++] = SPI_getbinval(tuple, desc, 1, &isnull);
+			size += DatumGetInt64(SPI_getbinval(tuple, desc, 4, &isnull));
+			next = Min(next, seen + 1);
+		}
+	}
+	SPI_freetuptable(SPI_tuptable);
+	if (n > 0 && picked == 0)
+		return pos_batch_pick(run, entries * 2, bytes, from, txids);
+	if (n > 0)
+		*from = next;
+	return picked;
+}
+
+/* Loads the numbers of batches that were never confirmed. */
+void
+pos_batch_load_open(PosRun *run)
+{
+	Oid			types[] = {NAMEOID};
+	Datum		values[] = {
+		DirectFunctionCall1(namein, CStringGetDatum(run->tree->server))
+	};
+	uint64		n;
+
+	n = pos_store_execute("SELECT id FROM @.synchronize_batch WHERE server = $1",
+						  1, types, values, NULL);
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool		isnull;
+
+		run->open = lappend_int(run->open,
+								DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i],
+															SPI_tuptable->tupdesc,
+															1, &isnull)));
+	}
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/* Lets the keys that rows of a model got in open batches belong to this one. */
+static void
+take_over(PosRun *run, PosModel *model, PosBatch *batch)
+{
+	bool		is_int = model->local_int;
+	Oid			types[] = {INT4OID, INT2OID, is_int ? INT8ARRAYOID : TEXTARRAYOID};
+	Datum		arguments[] = {Int32GetDatum(batch->id), Int16GetDatum(model->id), 0};
+	Datum	   *keys = palloc(pos_rowset_count(model->outgoing->rows) * sizeof(Datum));
+	int			n = 0;
+	Datum	   *values;
+	bool	   *nulls;
+
+	pos_rowset_rewind(model->outgoing->rows);
+	while (pos_rowset_next(model->outgoing->rows, &values, &nulls))
+		if (DatumGetInt64(values[POS_STAGE_OLD]) & POS_ROW_UNSURE)
+			keys[n++] = is_int ? values[POS_STAGE_LOCAL] :
+				PointerGetDatum(PG_DETOAST_DATUM_COPY(values[POS_STAGE_LOCAL]));
+	if (n == 0)
+		return;
+	arguments[2] =
+		PointerGetDatum(is_int ?
+						construct_array(keys, n, INT8OID, 8, FLOAT8PASSBYVAL,
+										TYPALIGN_DOUBLE) :
+						construct_array(keys, n, TEXTOID, -1, false,
+										TYPALIGN_INT));
+	pos_store_execute(is_int ?
+					  "UPDATE @.synchronize_translation SET run = $1"
+					  " WHERE model = $2 AND local_key = ANY ($3)" :
+					  "UPDATE @.synchronize_translation SET run = $1"
+					  " WHERE model = $2 AND local_key_text = ANY ($3)",
+					  3, types, arguments, NULL);
+}
+
+/* Notes that a batch is on its way: translations of this run are not sure. */
+void
+pos_batch_open(PosRun *run, PosBatch *batch, int32 history)
+{
+	Oid			types[] = {INT4OID, INT4OID, NAMEOID};
+	Datum		values[] = {
+		Int32GetDatum(batch->id), Int32GetDatum(history),
+		DirectFunctionCall1(namein, CStringGetDatum(run->tree->server))
+	};
+	ListCell   *lc;
+
+	pos_store_execute("INSERT INTO @.synchronize_batch (id, run, server)"
+					  " VALUES ($1, $2, $3)", 3, types, values, NULL);
+	foreach(lc, batch->models)
+		take_over(run, lfirst(lc), batch);
+}
+
+/*
+ * The batch has arrived: its entries leave the queue, and it is closed.  Not by
+ * their transactions: after a restore, numbers of transactions come again.
+ */
+void
+pos_batch_confirm(PosRun *run, PosBatch *batch)
+{
+	Oid			types[] = {INT8ARRAYOID};
+	Datum		values[] = {
+		PointerGetDatum(construct_array(batch->entries, batch->nentries,
+										INT8OID, 8, FLOAT8PASSBYVAL,
+										TYPALIGN_DOUBLE))
+	};
+	Oid			types2[] = {INT4OID};
+	Datum		values2[] = {Int32GetDatum(batch->id)};
+
+	pos_store_execute("DELETE FROM @.synchronize_queue WHERE id = ANY ($1)",
+					  1, types, values, NULL);
+	pos_store_execute("DELETE FROM @.synchronize_batch WHERE id = $1",
+					  1, types2, values2, NULL);
+}
