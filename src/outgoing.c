@@ -4,15 +4,16 @@
  *		those that they refer to and the remote does not have.
  *
  * A row changed several times within a batch is sent once, as it was left,
- * unless the batch is sent in order.
- * Entries that wait in quarantine hold back every transaction that touches the
- * same rows or refers to rows that they would have made.
+ * unless the batch is sent in order.  Entries that wait in quarantine hold back
+ * every transaction that touches the same rows or refers to rows that they would
+ * have made.
  */
 #include "possync.h"
 
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "push.h"
+#include "queue.h"
 #include "sql.h"
 #include "store.h"
 #include "utils/array.h"
@@ -325,15 +326,24 @@ put_image(PosRun *run, SPITupleTable *entries, uint64 i)
 									 pos_key_string(key, model->local_int));
 	Datum		values[3];
 	bool		nulls[3] = {false};
+	char	   *stranger;
 
 	if (row->last != i && !run->in_order)
 		return;
+	values[2] = entry_value(entries, i, ENTRY_IMAGE);
+	stranger = pos_queue_stranger(DatumGetTextPP(values[2]),
+								  model->outgoing->labels);
+	if (stranger != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_EXCEPTION),
+				 errmsg("the row was queued with a column %s, which table \"%s\" does not have any more",
+						stranger, model->name),
+				 errhint("Give the column its old name until the row is pushed.")));
 	values[0] = key;
 	values[1] = Int64GetDatum(run->in_order ?
 							  entry_flags(DatumGetChar(entry_value(entries, i,
 																   ENTRY_OPERATION))) :
 							  row->flags);
-	values[2] = entry_value(entries, i, ENTRY_IMAGE);
 	pos_rowset_put(model->outgoing->images, values, nulls);
 }
 
@@ -515,6 +525,7 @@ pos_outgoing_collect(PosRun *run, PosBatch *batch)
 		outgoing->rows = pos_rowset_create(psprintf("possync_outgoing_%d",
 													model->id), model->stage);
 		outgoing->images = make_images(model);
+		outgoing->labels = model->rel != NULL ? pos_queue_labels(model->rel) : NIL;
 		outgoing->keys = make_set();
 		outgoing->held = make_set();
 	}

@@ -28,6 +28,8 @@ typedef struct PosKeySet PosKeySet;
 typedef struct PosOutgoing
 {
 	PosRowset  *images;			/* of queued rows, until they are taken */
+	List	   *labels;			/* of char *: names in images that have a
+								 * column */
 	PosRowset  *rows;
 	PosKeySet  *keys;			/* of both */
 	List	   *needed;			/* of char *: keys of rows to be fetched */
