@@ -123,6 +123,19 @@ queues("UPDATE part SET region = 's' WHERE region = 'n' AND id = 1", 'part d 1, 
 on("SELECT possync_queue('part')");
 like(on('TRUNCATE part_s'), qr/cannot be truncated/, 'a partition cannot be truncated');
 
+# A column that is renamed while rows wait does not become null on the way
+my $configure = "SELECT FROM possync_add_model('sale', server => 'hq')";
+on("SELECT sell('renamed column', NULL, 1); ALTER TABLE payment RENAME kind TO sort; SELECT possync_remove_model('part')");
+like(push_sales($till), qr/^failed: model "sale" and the tables of server "hq" do not fit together/, 'a renamed column is noticed');
+on("$configure; SELECT possync_set_field('payment', 'sort', copy => true, remote => 'kind'); DELETE FROM synchronize_field WHERE name = 'kind'");
+is(push_sales($till), 'ok', 'pushed under its new name');
+like(on('SELECT message FROM synchronize_quarantine'), qr/^the row was queued with a column "kind", which table "payment" does not have any more$/, 'what was queued under the old one waits');
+on('ALTER TABLE payment RENAME sort TO kind');
+on("$configure; DELETE FROM synchronize_field WHERE name = 'sort'");
+on('SELECT possync_retry(id) FROM synchronize_quarantine');
+is(push_sales($till), 'ok', 'and is pushed when the column has its old name');
+is($master->safe_psql('postgres', "SELECT count(*) FROM payment p JOIN sale s ON s.id = p.sale WHERE number = 'renamed column'"), '2', 'as it was');
+
 # A dump of a till with something in the queue, restored where numbers of
 # transactions begin anew: what is sold there while the old entries are pushed
 # is not taken for theirs
@@ -133,7 +146,6 @@ $till->command_ok([ 'pg_dump', '-d', $till->connstr('postgres'), '-f', $file ], 
 $other->safe_psql('postgres', 'CREATE ROLE seller');
 $other->command_ok([ 'psql', '-qX', '-v', 'ON_ERROR_STOP=1', '-d', $other->connstr('postgres'), '-f', $file ], 'restored');
 $other->safe_psql('postgres', "CREATE USER MAPPING IF NOT EXISTS FOR CURRENT_USER SERVER hq OPTIONS (user 'clerk', password 'secret'); ALTER USER MAPPING FOR CURRENT_USER SERVER hq OPTIONS (SET password 'secret'); SELECT sell('after the dump', 'C9', 1)");
-$other->safe_psql('postgres', "SELECT possync_remove_model('part')");
 is(push_sales($other), 'ok', 'the restored queue is pushed');
 is($master->safe_psql('postgres', "SELECT string_agg(number, ', ' ORDER BY number) FROM sale WHERE number LIKE '% the dump'"), 'after the dump, before the dump', 'with what is sold now');
 is($master->safe_psql('postgres', $broken . ' LIMIT 0') . $other->safe_psql('postgres', 'SELECT count(*) FROM synchronize_queue'), '0', 'nothing waits');
