@@ -338,7 +338,7 @@ put_image(PosRun *run, SPITupleTable *entries, uint64 i)
 				(errcode(ERRCODE_DATA_EXCEPTION),
 				 errmsg("the row was queued with a column %s, which table \"%s\" does not have any more",
 						stranger, model->name),
-				 errhint("Give the column its old name until the row is pushed.")));
+				 errhint("Give the table a column of that name until the row is pushed.")));
 	values[0] = key;
 	values[1] = Int64GetDatum(run->in_order ?
 							  entry_flags(DatumGetChar(entry_value(entries, i,

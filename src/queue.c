@@ -361,37 +361,34 @@ possync_forget_captures(PG_FUNCTION_ARGS)
 static void
 append_value(StringInfo buf, Column *column, Datum value)
 {
-	char text[	MAXDATELEN + 3];
+	char		out[MAXDATELEN + 3];
 	int			len;
 
-	text[		0] = '"';
-
+	out[0] = '"';
 	switch (column->type)
 	{
 		case INT8OID:
-			len = pg_lltoa(DatumGetInt64(value), text +1);
+			len = pg_lltoa(DatumGetInt64(value), out + 1);
 			break;
 		case INT4OID:
-			len = pg_ltoa(DatumGetInt32(value), text +1);
+			len = pg_ltoa(DatumGetInt32(value), out + 1);
 			break;
 		case BOOLOID:
-			text[		1] = DatumGetBool(value) ? 't' : 'f';
-
+			out[1] = DatumGetBool(value) ? 't' : 'f';
 			len = 1;
 			break;
 		case DATEOID:
 		case TIMESTAMPOID:
 		case TIMESTAMPTZOID:
-			(void) JsonEncodeDateTime(text +1, value, column->type, NULL);
-			len = strlen(text +1);
+			(void) JsonEncodeDateTime(out + 1, value, column->type, NULL);
+			len = strlen(out + 1);
 			break;
 		default:
 			escape_json(buf, OutputFunctionCall(&column->output, value));
 			return;
 	}
-	text[		len + 1] = '"';
-
-	appendBinaryStringInfo(buf, text, len + 2);
+	out[len + 1] = '"';
+	appendBinaryStringInfo(buf, out, len + 2);
 }
 
 /* Whether this session writes values in the form that every session reads. */
