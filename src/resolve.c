@@ -111,6 +111,26 @@ release(Entry *entry)
 }
 
 /*
+ * Lets all transactions go that wait because the row of an entry is ambiguous:
+ * it is so no more.
+ */
+static void
+release_row(Entry *entry)
+{
+	Oid			types[] = {INT2OID, TEXTOID};
+	Datum		values[2];
+
+	values[0] = Int16GetDatum(entry->model);
+	values[1] = CStringGetTextDatum(entry->key);
+	pos_store_execute("WITH gone AS (DELETE FROM @.synchronize_quarantine"
+					  " WHERE direction = 'push' AND reason = 'ambiguous'"
+					  " AND model = $1 AND local_key = $2"
+					  " AND discarded_at IS NULL RETURNING id)"
+					  " DELETE FROM @.synchronize_held h USING gone g"
+					  " WHERE h.quarantine = g.id", 2, types, values, NULL);
+}
+
+/*
  * possync_retry(id bigint)
  *
  * The next push tries the transaction behind an entry again.  Pulls try theirs
@@ -235,10 +255,20 @@ possync_resolve(PG_FUNCTION_ARGS)
 	nulls[2] = local_int ? ' ' : 'n';
 	nulls[3] = remote_int ? 'n' : ' ';
 	nulls[4] = local_int ? 'n' : ' ';
+
+	/* a key that it was given before the remote refused it is not needed */
+	if (entry.push)
+		pos_store_execute("DELETE FROM @.synchronize_translation t"
+						  " USING @.synchronize_batch b"
+						  " WHERE t.model = $1 AND t.run = b.id"
+						  " AND (t.local_key = $3 OR t.local_key_text = $5)",
+						  5, types, values, nulls);
 	pos_store_execute("INSERT INTO @.synchronize_translation (model, decision,"
 					  " run, remote_key, local_key, remote_key_text,"
 					  " local_key_text) VALUES ($1, 'm', 0, $2, $3, $4, $5)",
 					  5, types, values, nulls);
+	if (entry.push)
+		release_row(&entry);
 	release(&entry);
 	SPI_finish();
 	PG_RETURN_VOID();
