@@ -182,6 +182,33 @@ says("SELECT possync_unqueue('sale')", qr/must be owner/, 'nor stops it');
 $session->quit;
 is(on($master, "SELECT count(*) FROM sale WHERE number = 'E-1'"), '1', 'it has arrived');
 
+# Two at the master whom a customer may be: somebody chooses, and it is
+# remembered
+on($master, "INSERT INTO customer (code, name) VALUES ('TWIN A', 'known as TWIN'), ('TWIN B', 'known as TWIN'), ('DOUBLE', 'known as DOUBLE'), ('DOUBLE 2', 'known as DOUBLE')");
+on($till, "SELECT possync_set_field('customer', 'name', match => true), possync_set_field('customer', 'code', match => false)");
+sell('G-1', 'TWIN');
+sell('G-2', 'TWIN');
+is(push_sales($till), 'ok', 'pushed with a customer who may be two');
+is(on($till, 'SELECT reason, cardinality(candidates) FROM synchronize_quarantine WHERE discarded_at IS NULL ORDER BY id'), "ambiguous|2\nambiguous|2", 'the sales wait')
+  || diag(on($till, 'SELECT * FROM synchronize_quarantine WHERE discarded_at IS NULL'));
+my $twin = on($master, "SELECT id FROM customer WHERE code = 'TWIN B'");
+my ($status, $said, $why) = $till->psql('postgres', "SELECT possync_resolve(id, '1') FROM synchronize_quarantine WHERE discarded_at IS NULL AND reason = 'ambiguous'");
+like($why, qr/"1" is not among the candidates/, 'only one of those');
+on($till, "SELECT possync_resolve(id, '$twin') FROM synchronize_quarantine WHERE discarded_at IS NULL ORDER BY id LIMIT 1");
+is(push_sales($till), 'ok', 'pushed when somebody has chosen');
+is(on($master, "SELECT s.number, c.code FROM sale s JOIN customer c ON c.id = customer WHERE s.number LIKE 'G-%' ORDER BY 1"), "G-1|TWIN B\nG-2|TWIN B", 'both sales are of the one who was chosen');
+# the same where a key was made already, because the row is new
+on($till, "SELECT possync_queue('customer')");
+sell('G-3', 'DOUBLE');
+is(push_sales($till), 'ok', 'pushed with a new customer who may be two');
+is(on($till, 'SELECT reason FROM synchronize_quarantine WHERE discarded_at IS NULL'), 'ambiguous', 'the sale waits');
+my $double = on($master, "SELECT id FROM customer WHERE code = 'DOUBLE'");
+on($till, "SELECT possync_resolve(id, '$double') FROM synchronize_quarantine WHERE discarded_at IS NULL");
+is(push_sales($till), 'ok', 'pushed when somebody has chosen');
+is(on($master, "SELECT c.id FROM sale s JOIN customer c ON c.id = customer WHERE s.number = 'G-3'"), $double, 'it is of the one who was chosen');
+is(on($till, 'SELECT (SELECT count(*) FROM synchronize_queue), (SELECT count(*) FROM synchronize_batch), (SELECT count(*) FROM synchronize_held)'), '0|0|0', 'nothing waits');
+on($till, "SELECT possync_unqueue('customer'), possync_set_field('customer', 'code', match => true), possync_set_field('customer', 'name', match => false)");
+
 # A master that does things by itself, in tables it names without their schema
 on($master, <<'EOC');
 CREATE SCHEMA office;
