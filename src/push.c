@@ -211,6 +211,11 @@ push_some(PosPush *push, int ntxids, Datum *txids)
 		(ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION ||
 		 error->sqlerrcode == ERRCODE_CARDINALITY_VIOLATION))
 		error = try_batch(push, ntxids, txids, POS_ATTEMPT_IN_ORDER);
+
+	/* somebody may be faster again, between looking and writing */
+	for (int i = 0; i < 2 && error != NULL && ntxids == 1 &&
+		 error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION; i++)
+		error = try_batch(push, ntxids, txids, POS_ATTEMPT_IN_ORDER);
 	if (error == NULL)
 		return;
 	if (ntxids == 1)
