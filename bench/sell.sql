@@ -18,7 +18,7 @@ BEGIN
 		VALUES ('S' || i, timestamptz '2026-11-01' + i * interval '1 minute', 40)
 		RETURNING id INTO sale;
 		INSERT INTO sale_line (sale_id, product_id, qty, price)
-		SELECT sale, product[1 + (i * 4 + k) * 7919 % array_length(product, 1)], k, 10
+		SELECT sale, product[1 + (i * 4 + k) % array_length(product, 1) * 7919 % array_length(product, 1)], k, 10
 		FROM generate_series(1, 4) k;
 		INSERT INTO payment (sale_id, method, amount) VALUES (sale, 'CASH', 40);
 		COMMIT;
