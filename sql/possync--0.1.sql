@@ -1758,11 +1758,21 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	queued record;
+	other record;
 	relation regclass;
 BEGIN
 	FOR queued IN SELECT q.* FROM @extschema@._possync_model(model) m, @extschema@._possync_queued(m.id) q
 	LOOP
 		PERFORM @extschema@._possync_check_rights(queued.relation, (SELECT server FROM @extschema@.synchronize_model WHERE id = queued.id));
+		-- another trigger of that name would silently take its place
+		SELECT o.name INTO other FROM pg_trigger t JOIN @extschema@.synchronize_model o
+			ON o.id::text = split_part(encode(t.tgargs, 'escape'), '\000', 1)
+			WHERE t.tgrelid = queued.relation AND t.tgname = 'possync_queue' AND o.id <> queued.id;
+		IF FOUND THEN
+			RAISE EXCEPTION 'table % is queued for model "%" already', queued.relation, other.name
+				USING ERRCODE = 'object_in_use', DETAIL = 'A table can be queued for one server.',
+					  HINT = format('Stop that first with possync_unqueue(%L).', other.name);
+		END IF;
 		EXECUTE format('CREATE OR REPLACE TRIGGER possync_queue AFTER INSERT OR UPDATE OR DELETE ON %s'
 					   ' FOR EACH ROW EXECUTE FUNCTION @extschema@.possync_capture(%s)', queued.relation, queued.id);
 		EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER possync_queue', queued.relation);

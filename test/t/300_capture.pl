@@ -66,6 +66,10 @@ queues("SELECT possync_unqueue('sale'); INSERT INTO sale (number) VALUES ('unque
 queues("SELECT possync_queue('sale'); SELECT possync_queue('sale'); INSERT INTO sale (number) VALUES ('queued once')", 'sale i 1', 'queued again, but once');
 queues("SELECT sell('stays', NULL, 1); SELECT possync_unqueue('sale')", 'payment i 2, sale i 1, sale u 1, sale_line i 1', 'what is queued stays');
 on("SELECT possync_queue('sale')");
+on("CREATE SERVER hq2 FOREIGN DATA WRAPPER possync_postgres; SELECT FROM possync_add_model('sale', server => 'hq2', name => 'sale2')");
+like(on("SELECT possync_queue('sale2')"), qr/table (?:public\.)?sale is queued for model "sale" already/, 'a table queued for another server is not taken from it');
+queues("INSERT INTO sale (number) VALUES ('of the first')", 'sale i 1', 'and stays queued for the first');
+on("SELECT possync_remove_model('sale2'); DROP SERVER hq2 CASCADE");
 
 # Who sells
 on(<<'EOC');
