@@ -150,14 +150,19 @@ CREATE TABLE @extschema@.synchronize_quarantine (
 	row_image jsonb,
 	run integer NOT NULL,
 	since timestamptz NOT NULL DEFAULT now(),
+	attempts integer NOT NULL DEFAULT 1,
+	retry_at timestamptz,
 	discarded_at timestamptz,
 	discarded_by name,
 	discarded_because text,
 	UNIQUE (model, remote_key)
 );
 
+CREATE INDEX synchronize_quarantine_txid ON @extschema@.synchronize_quarantine (txid) WHERE txid IS NOT NULL;
+
 COMMENT ON TABLE @extschema@.synchronize_quarantine IS 'rows that were left out, and why; every run tries them again';
-COMMENT ON COLUMN @extschema@.synchronize_quarantine.candidates IS 'local keys between which somebody has to choose';
+COMMENT ON COLUMN @extschema@.synchronize_quarantine.candidates IS 'keys between which somebody has to choose';
+COMMENT ON COLUMN @extschema@.synchronize_quarantine.retry_at IS 'a push after this time tries it again by itself; null: a pull does so every time, a conflict waits for somebody';
 
 -- Committed changes waiting to be pushed.  The entries of one transaction stand
 -- together, so that they can be taken together.
@@ -1743,16 +1748,19 @@ $$;
 COMMENT ON FUNCTION @extschema@._possync_queued(smallint) IS 'internal: the models whose changes are queued with a root';
 
 /*
- * possync_queue(model)
+ * possync_queue(model, operations)
  *		From now on every committed change of the model's table and its
  *		children's waits for being pushed.
  *
+ * operations		which changes: some of insert, update and delete
+ *
  * What they refer to (a customer, a product) is sent with them when the master
- * does not have it.  Errors: as CREATE TRIGGER.  Returns the tables that are
- * queued.  May be called again, after a child or a partition was added: the
- * partition is queued by itself, but only then refuses TRUNCATE.
+ * does not have it.  Errors: as CREATE TRIGGER, invalid_parameter_value.
+ * Returns the tables that are queued.  May be called again, with other
+ * operations, or after a child or a partition was added: the partition is
+ * queued by itself, but only then refuses TRUNCATE.
  */
-CREATE FUNCTION @extschema@.possync_queue(model text)
+CREATE FUNCTION @extschema@.possync_queue(model text, operations text[] DEFAULT '{insert,update,delete}')
 RETURNS SETOF regclass LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -1761,6 +1769,11 @@ DECLARE
 	other record;
 	relation regclass;
 BEGIN
+	IF operations IS NULL OR operations = '{}' OR NOT operations <@ '{insert,update,delete}' THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = format('invalid value for operations: %s', coalesce(operations::text, 'null')),
+			HINT = 'Choose some of insert, update and delete, as in ''{insert,update}''.';
+	END IF;
 	FOR queued IN SELECT q.* FROM @extschema@._possync_model(model) m, @extschema@._possync_queued(m.id) q
 	LOOP
 		PERFORM @extschema@._possync_check_rights(queued.relation, (SELECT server FROM @extschema@.synchronize_model WHERE id = queued.id));
@@ -1773,8 +1786,10 @@ BEGIN
 				USING ERRCODE = 'object_in_use', DETAIL = 'A table can be queued for one server.',
 					  HINT = format('Stop that first with possync_unqueue(%L).', other.name);
 		END IF;
-		EXECUTE format('CREATE OR REPLACE TRIGGER possync_queue AFTER INSERT OR UPDATE OR DELETE ON %s'
-					   ' FOR EACH ROW EXECUTE FUNCTION @extschema@.possync_capture(%s)', queued.relation, queued.id);
+		EXECUTE format('CREATE OR REPLACE TRIGGER possync_queue AFTER %s ON %s'
+					   ' FOR EACH ROW EXECUTE FUNCTION @extschema@.possync_capture(%s)',
+					   array_to_string(ARRAY(SELECT DISTINCT o.* FROM unnest(operations) o), ' OR '),
+					   queued.relation, queued.id);
 		EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER possync_queue', queued.relation);
 		FOREACH relation IN ARRAY queued.relation || ARRAY(SELECT t.relid FROM pg_partition_tree(queued.relation) t WHERE t.level > 0)
 		LOOP
@@ -1785,7 +1800,7 @@ BEGIN
 		RETURN NEXT queued.relation;
 	END LOOP;
 END $$;
-COMMENT ON FUNCTION @extschema@.possync_queue(text) IS 'queues every committed change of a model and its children for pushing; returns the tables';
+COMMENT ON FUNCTION @extschema@.possync_queue(text, text[]) IS 'queues every committed change of a model and its children for pushing; returns the tables';
 
 /*
  * possync_unqueue(model)
@@ -1834,7 +1849,7 @@ COMMENT ON FUNCTION @extschema@.possync_explain(regclass, text) IS 'tells where 
 CREATE VIEW @extschema@.possync_quarantine WITH (security_barrier) AS
 	SELECT q.id, m.name AS model, m.relation, m.server, q.direction,
 		   q.remote_key, q.local_key, q.reason, q.message, q.sqlstate, q.detail,
-		   q.candidates, q.row_image, q.run, q.since,
+		   q.candidates, q.row_image, q.run, q.since, q.attempts, q.retry_at,
 		   q.discarded_at, q.discarded_by, q.discarded_because
 	FROM @extschema@.synchronize_quarantine q
 	JOIN @extschema@.synchronize_model m ON m.id = q.model

@@ -107,13 +107,12 @@ pos_batch_load_open(PosRun *run)
 	SPI_freetuptable(SPI_tuptable);
 }
 
-/* Lets the keys that rows of a model got in open batches belong to this one. */
+/* Remembers which rows of a model got their keys in batches still open. */
 static void
-take_over(PosRun *run, PosModel *model, PosBatch *batch)
+remember_unsure(PosModel *model, PosBatch *batch)
 {
 	bool		is_int = model->local_int;
-	Oid			types[] = {INT4OID, INT2OID, is_int ? INT8ARRAYOID : TEXTARRAYOID};
-	Datum		arguments[] = {Int32GetDatum(batch->id), Int16GetDatum(model->id), 0};
+	PosUnsure  *unsure;
 	Datum	   *keys = palloc(pos_rowset_count(model->outgoing->rows) * sizeof(Datum));
 	int			n = 0;
 	Datum	   *values;
@@ -126,18 +125,40 @@ take_over(PosRun *run, PosModel *model, PosBatch *batch)
 				PointerGetDatum(PG_DETOAST_DATUM_COPY(values[POS_STAGE_LOCAL]));
 	if (n == 0)
 		return;
-	arguments[2] =
+	unsure = palloc(sizeof(PosUnsure));
+	unsure->model = model;
+	unsure->keys =
 		PointerGetDatum(is_int ?
 						construct_array(keys, n, INT8OID, 8, FLOAT8PASSBYVAL,
 										TYPALIGN_DOUBLE) :
 						construct_array(keys, n, TEXTOID, -1, false,
 										TYPALIGN_INT));
-	pos_store_execute(is_int ?
-					  "UPDATE @.synchronize_translation SET run = $1"
-					  " WHERE model = $2 AND local_key = ANY ($3)" :
-					  "UPDATE @.synchronize_translation SET run = $1"
-					  " WHERE model = $2 AND local_key_text = ANY ($3)",
-					  3, types, arguments, NULL);
+	batch->unsure = lappend(batch->unsure, unsure);
+}
+
+/* Lets the keys that rows got in open batches belong to one that arrived. */
+static void
+take_over(PosBatch *batch)
+{
+	ListCell   *lc;
+
+	foreach(lc, batch->unsure)
+	{
+		PosUnsure  *unsure = lfirst(lc);
+		bool		is_int = unsure->model->local_int;
+		Oid			types[] = {INT4OID, INT2OID, is_int ? INT8ARRAYOID : TEXTARRAYOID};
+		Datum		values[] = {
+			Int32GetDatum(batch->id), Int16GetDatum(unsure->model->id),
+			unsure->keys
+		};
+
+		pos_store_execute(is_int ?
+						  "UPDATE @.synchronize_translation SET run = $1"
+						  " WHERE model = $2 AND local_key = ANY ($3)" :
+						  "UPDATE @.synchronize_translation SET run = $1"
+						  " WHERE model = $2 AND local_key_text = ANY ($3)",
+						  3, types, values, NULL);
+	}
 }
 
 /* Notes that a batch is on its way: translations of this run are not sure. */
@@ -154,7 +175,7 @@ pos_batch_open(PosRun *run, PosBatch *batch, int32 history)
 	pos_store_execute("INSERT INTO @.synchronize_batch (id, run, server)"
 					  " VALUES ($1, $2, $3)", 3, types, values, NULL);
 	foreach(lc, batch->models)
-		take_over(run, lfirst(lc), batch);
+		remember_unsure(lfirst(lc), batch);
 }
 
 /*
@@ -173,8 +194,25 @@ pos_batch_confirm(PosRun *run, PosBatch *batch)
 	Oid			types2[] = {INT4OID};
 	Datum		values2[] = {Int32GetDatum(batch->id)};
 
+	take_over(batch);
 	pos_store_execute("DELETE FROM @.synchronize_queue WHERE id = ANY ($1)",
 					  1, types, values, NULL);
 	pos_store_execute("DELETE FROM @.synchronize_batch WHERE id = $1",
 					  1, types2, values2, NULL);
+}
+
+/*
+ * The remote has refused the batch of this number: none of the keys made for it
+ * is in use there, and one of them may be somebody else's.
+ */
+void
+pos_batch_refused(int32 id)
+{
+	Oid			types[] = {INT4OID};
+	Datum		values[] = {Int32GetDatum(id)};
+
+	pos_store_execute("DELETE FROM @.synchronize_translation"
+					  " WHERE run = $1 AND decision = 'c'", 1, types, values, NULL);
+	pos_store_execute("DELETE FROM @.synchronize_batch WHERE id = $1",
+					  1, types, values, NULL);
 }

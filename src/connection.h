@@ -71,9 +71,16 @@ typedef struct PosTable
 	const char **change;
 	const char *position;		/* read what changed at or after it; NULL: all */
 	const char *source;			/* identity of the source position belongs to */
+	int			nmatch;			/* columns that rows are recognised by */
+	const char **match;
 	int			nretry;			/* rows to read in any case: nretry * nkey key
 								 * values in text form, nkey for each row */
 	const char **retry;
+
+	/* set by describe and expect */
+	bool		guarded;		/* a unique constraint keeps rows from having
+								 * the same values in the match columns, nulls
+								 * aside */
 
 	/* set by begin */
 	bool		changed;		/* whether a read may find rows */
@@ -94,8 +101,11 @@ typedef enum PosStepKind
 	POS_STEP_MATCH,				/* answers with the keys of the rows that have
 								 * the same values in the columns; null equals
 								 * null */
-	POS_STEP_INSERT,			/* inserts rows; those whose key is there
-								 * already are passed over */
+	POS_STEP_CLAIM,				/* until the end of the write nobody else who
+								 * claims makes rows with the same values in
+								 * the columns; fails with unique_violation if
+								 * there are any under other keys */
+	POS_STEP_INSERT,			/* inserts rows, all of them */
 	POS_STEP_UPDATE,			/* sets columns of the rows with these keys */
 	POS_STEP_DELETE				/* deletes the rows with these keys */
 } PosStepKind;
@@ -103,7 +113,8 @@ typedef enum PosStepKind
 /*
  * One step of a write, for one table.  Rows are a JSON array of nrows objects
  * with remote column names and the values' text (or null).  Keys in answers are
- * texts, nkey of them for each.
+ * texts, nkey of them for each.  Keys that are made are not those of rows that
+ * are there.
  */
 typedef struct PosStep
 {
@@ -114,6 +125,8 @@ typedef struct PosStep
 	const char **columns;
 	int			nrows;
 	const char *rows;
+	bool		again;			/* INSERT: rows may have arrived before; those
+								 * whose key is there are passed over */
 
 	/* set by write */
 	int64		affected;		/* rows inserted, updated, deleted */

@@ -55,6 +55,8 @@ typedef struct PosPgAttribute
 	bool		notnull;
 	bool		readable;
 	char	   *made_by;		/* expression of its default, or NULL */
+	char	   *unique;			/* "oid/n " for every unique index over n
+								 * columns of which it is one, or NULL */
 } PosPgAttribute;
 
 /* A remote table as it was when it was last looked at */

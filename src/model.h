@@ -150,6 +150,7 @@ struct PosModel
 	int			lowlink;
 	bool		on_stack;
 	bool		opened;			/* its table was looked for */
+	List	   *problems;		/* of char *: why it cannot be pushed */
 
 	/* one run */
 	PosTable	table;
@@ -209,7 +210,7 @@ extern void pos_config_positions(List *models);
 
 /* in tree.c */
 extern PosTree *pos_tree_load(const char *name, bool all);
-extern List *pos_tree_check(PosTree *tree);
+extern List *pos_tree_check(PosTree *tree, PosModel *model);
 extern void pos_tree_close(PosTree *tree);
 extern PosModel *pos_tree_find(List *models, Oid relid);
 

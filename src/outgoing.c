@@ -145,6 +145,8 @@ need_parents(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 
 		if (isnull)
 			continue;
+		if (parent->stage == NULL)
+			pos_sync_report(run, parent->problems);
 		string = pos_key_string(key, parent->local_int);
 		if (has_key(parent->outgoing->keys, string))
 			continue;			/* it comes along */
@@ -177,6 +179,7 @@ take_row(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 	Datum		remote;
 	uint8		known;
 
+	pos_sync_report(run, model->problems);
 	if (has_key(model->outgoing->held, key))
 		ereport(ERROR,
 				(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
@@ -186,10 +189,11 @@ take_row(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 		flags |= POS_ROW_UNSURE;
 	if ((flags & POS_ROW_DELETED) == 0)
 	{
-		if (!row->taken &&
-			pos_translation_find(run, model, values[POS_STAGE_LOCAL], &remote,
+		if (pos_translation_find(run, model, values[POS_STAGE_LOCAL], &remote,
 								 &known) == POS_MISSING)
-			flags |= POS_ROW_UNKNOWN;
+			flags |= row->taken ? 0 : POS_ROW_UNKNOWN;
+		else if ((flags & POS_ROW_NEW) && !(flags & POS_ROW_UNSURE))
+			flags |= POS_ROW_THERE;
 		row->taken = true;
 		need_parents(run, model, values, nulls);
 	}
@@ -372,15 +376,21 @@ load_entries(PosRun *run, PosBatch *batch)
 	batch->order = MemoryContextAlloc(run->context, Max(n, 1) * sizeof(PosModel *));
 	for (uint64 i = 0; i < n; i++)
 	{
+		PosModel   *model = entry_model(run, entries, i);
+
 		MemoryContextReset(run->row);
-		note_entry(run, entries, i);
 		batch->entries[i] = entry_value(entries, i, ENTRY_ID);
-		batch->order[i] = entry_model(run, entries, i);
+		batch->order[i] = model->on_unknown == POS_IGNORE ? NULL : model;
+		if (model->stage == NULL)
+			pos_sync_report(run, model->problems);
+		if (batch->order[i] != NULL)
+			note_entry(run, entries, i);
 	}
 	for (uint64 i = 0; i < n; i++)
 	{
 		MemoryContextReset(run->row);
-		put_image(run, entries, i);
+		if (batch->order[i] != NULL)
+			put_image(run, entries, i);
 	}
 	MemoryContextSwitchTo(old);
 	SPI_freetuptable(entries);

@@ -31,7 +31,8 @@ enum
 	D_ELEMTYPE,
 	D_NOTNULL,
 	D_READABLE,
-	D_DEFAULT
+	D_DEFAULT,
+	D_UNIQUE
 };
 
 static const char *const describe_sql =
@@ -44,7 +45,11 @@ static const char *const describe_sql =
 " WHEN a.attidentity <> '' THEN format('nextval(%%L)',"
 " pg_get_serial_sequence(format('%%I.%%I', s.nspname, c.relname), a.attname))"
 " WHEN a.attgenerated = '' THEN (SELECT pg_get_expr(f.adbin, f.adrelid)"
-" FROM pg_attrdef f WHERE f.adrelid = c.oid AND f.adnum = a.attnum) END"
+" FROM pg_attrdef f WHERE f.adrelid = c.oid AND f.adnum = a.attnum) END,"
+" (SELECT string_agg(format('%%s/%%s', i.indexrelid, i.indnkeyatts), ' ')"
+" FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid"
+" AND i.indpred IS NULL AND i.indexprs IS NULL"
+" AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]))"
 " FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY t(schema, name, n)"
 " JOIN pg_namespace s ON s.nspname = t.schema"
 " JOIN pg_class c ON c.relnamespace = s.oid AND c.relname = t.name"
@@ -72,6 +77,7 @@ static char *check_table(PosPgSession *session, PosPgRelation *relation,
 						 PosTable *table);
 static char *check_column(PosPgSession *session, PosPgRelation *relation,
 						  PosTable *table, PosColumn *column);
+static bool is_guarded(PosPgRelation *relation, PosTable *table);
 static char *field_of(PosTable *table, const char *local);
 
 /*
@@ -145,8 +151,50 @@ pos_pg_describe_check(PosPgSession *session, PosTable *table)
 	problem = pos_pg_describe_changes(session, table);
 	if (problem != NULL)
 		problems = lappend(problems, problem);
+	table->guarded = is_guarded(relation, table);
 
 	return problems;
+}
+
+/* Whether one word of a list of words is a given one. */
+static bool
+has_word(const char *list, const char *word, size_t len)
+{
+	for (; *list != '\0'; list += strcspn(list, " "), list += *list == ' ')
+		if (strcspn(list, " ") == len && memcmp(list, word, len) == 0)
+			return true;
+	return false;
+}
+
+/* Whether a unique index spans some of the match columns of a table. */
+static bool
+is_guarded(PosPgRelation *relation, PosTable *table)
+{
+	for (int i = 0; i < table->nmatch; i++)
+	{
+		PosPgAttribute *first = pos_pg_attribute(relation, table->match[i]);
+		const char *index = first == NULL ? NULL : first->unique;
+
+		for (; index != NULL && *index != '\0';
+			 index += strcspn(index, " "), index += *index == ' ')
+		{
+			size_t		len = strcspn(index, " ");
+			int			n = 0;
+
+			for (int j = 0; j < table->nmatch; j++)
+			{
+				PosPgAttribute *attribute = pos_pg_attribute(relation,
+															 table->match[j]);
+
+				if (attribute != NULL && attribute->unique != NULL &&
+					has_word(attribute->unique, index, len))
+					n++;
+			}
+			if (n == atoi(strchr(index, '/') + 1))
+				return true;
+		}
+	}
+	return false;
 }
 
 /*
@@ -295,6 +343,8 @@ fill_relation(PosPgRelation *relation, PGresult *res, int first, int last)
 		attribute->readable = PQgetvalue(res, row, D_READABLE)[0] == 't';
 		if (!PQgetisnull(res, row, D_DEFAULT))
 			attribute->made_by = pstrdup(PQgetvalue(res, row, D_DEFAULT));
+		if (!PQgetisnull(res, row, D_UNIQUE))
+			attribute->unique = pstrdup(PQgetvalue(res, row, D_UNIQUE));
 	}
 }
 

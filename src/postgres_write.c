@@ -5,7 +5,8 @@
  * Every step of a write is one statement with one parameter, the rows as JSON
  * objects of strings: PostgreSQL's own functions turn them into rows, so every
  * type travels in its text form and nothing has to be known of it here.  But
- * for JSON itself, which those functions would take for a string.  All statements of a write go out in one pipeline between BEGIN and COMMIT.
+ * for JSON itself, which those functions would take for a string.  All
+ * statements of a write go out in one pipeline between BEGIN and COMMIT.
  *
  * Needs INSERT, SELECT, UPDATE, DELETE as used, and USAGE on the sequences of
  * keys; nothing is installed at the remote.
@@ -23,6 +24,10 @@
 static bool try_write(PosPgSession *session, PosStep **steps, int nsteps,
 					  bool kept);
 static void fail(PosPgSession *session);
+static void leave(PosPgSession *session);
+
+/* What a statement that finds something wrong with a step makes fail */
+#define COMPLAINT "possync: "
 
 /* Whether a column's values are JSON, to the functions that read the rows. */
 static bool
@@ -100,18 +105,25 @@ append_key(StringInfo sql, PosTable *table)
 }
 
 static void
-append_names(StringInfo sql, const char *prefix, PosStep *step)
+append_names(StringInfo sql, const char *prefix, const char *suffix,
+			 PosStep *step)
 {
 	for (int i = 0; i < step->ncolumns; i++)
-		appendStringInfo(sql, "%s%s%s", i > 0 ? ", " : "", prefix,
-						 quote_identifier(step->columns[i]));
+		appendStringInfo(sql, "%s%s%s%s", i > 0 ? ", " : "", prefix,
+						 quote_identifier(step->columns[i]), suffix);
 }
 
-/* The statement that makes keys: the defaults of their columns. */
+/*
+ * The statement that makes keys: the defaults of their columns.  Rows may be
+ * there that did not ask the sequence: their keys are left out.  A subquery of
+ * this kind is an index scan for each key, whatever statistics say.
+ */
 static void
 append_keys(StringInfo sql, PosPgRelation *relation, PosStep *step)
 {
 	appendStringInfoString(sql, "SELECT ");
+	append_names(sql, "k.", "::text", step);
+	appendStringInfoString(sql, " FROM (SELECT ");
 	for (int i = 0; i < step->ncolumns; i++)
 	{
 		PosPgAttribute *attribute = pos_pg_attribute(relation, step->columns[i]);
@@ -123,10 +135,34 @@ append_keys(StringInfo sql, PosPgRelation *relation, PosStep *step)
 							step->columns[i], step->table->remote),
 					 errhint("Let its value be copied: possync_set_field('%s', '%s', copy => true).",
 							 step->table->local, step->columns[i])));
-		appendStringInfo(sql, "%s(%s)::text", i > 0 ? ", " : "",
-						 attribute->made_by);
+		appendStringInfo(sql, "%s(%s)::%s AS %s", i > 0 ? ", " : "",
+						 attribute->made_by, attribute->typename,
+						 quote_identifier(step->columns[i]));
 	}
-	appendStringInfo(sql, " FROM pg_catalog.generate_series(1, %d)", step->nrows);
+	appendStringInfo(sql, " FROM pg_catalog.generate_series(1, %d) OFFSET 0) k",
+					 step->nrows);
+	if (step->ncolumns < step->table->nkey)
+		return;					/* the rest of the key is not known here */
+	appendStringInfo(sql, " WHERE (SELECT true FROM %s r WHERE ROW(", relation->sql);
+	append_names(sql, "r.", "", step);
+	appendStringInfoString(sql, ") = ROW(");
+	append_names(sql, "k.", "", step);
+	appendStringInfoString(sql, ") LIMIT 1) IS NULL");
+}
+
+/* Appends the comparison of t with the columns of r; null equals null. */
+static void
+append_same(StringInfo sql, PosPgRelation *relation, PosStep *step)
+{
+	for (int i = 0; i < step->ncolumns; i++)
+	{
+		PosPgAttribute *attribute = pos_pg_attribute(relation, step->columns[i]);
+
+		appendStringInfo(sql, "%st.%s %s ", i > 0 ? " AND " : "",
+						 quote_identifier(step->columns[i]),
+						 attribute->notnull ? "=" : "IS NOT DISTINCT FROM");
+		append_value(sql, relation, step->columns[i]);
+	}
 }
 
 static void
@@ -139,17 +175,80 @@ append_match(StringInfo sql, PosPgRelation *relation, PosStep *step)
 	appendStringInfoString(sql, " FROM pg_catalog.json_array_elements($1::pg_catalog.json)"
 						   " WITH ORDINALITY e(j, n), ");
 	append_rows(sql, relation, step, "json_to_record(e.j)");
-	appendStringInfo(sql, " JOIN %s t ON true", relation->sql);
+	appendStringInfo(sql, " JOIN %s t ON ", relation->sql);
+	append_same(sql, relation, step);
+	appendStringInfoString(sql, " ORDER BY e.n");
+}
+
+/*
+ * The statement that looks for rows with the same values under other keys.  The
+ * one before it took the lock, so that it sees what others have made.
+ */
+static void
+append_claim(StringInfo sql, PosPgRelation *relation, PosStep *step)
+{
+	appendStringInfoString(sql, "SELECT CASE WHEN pg_catalog.count(*) > 0 THEN ('"
+						   COMPLAINT "' || pg_catalog.count(*) ||"
+						   " ' rows to be made are there by now')::int4 END FROM ");
+	append_rows(sql, relation, step, READ_ROWS);
+	appendStringInfo(sql, " WHERE EXISTS (SELECT FROM %s t WHERE ", relation->sql);
+	append_same(sql, relation, step);
+	appendStringInfoString(sql, " AND NOT (");
+	append_key(sql, step->table);
+	appendStringInfoString(sql, "))");
+}
+
+/*
+ * Inserts rows.  Those that have not been sent before must all go in, or none:
+ * a trigger that drops some would leave half of what belongs together, and a
+ * key that somebody has is not theirs.
+ */
+static void
+append_insert(StringInfo sql, PosPgRelation *relation, PosStep *step)
+{
+	if (!step->again)
+		appendStringInfoString(sql, "WITH i AS (");
+	appendStringInfo(sql, "INSERT INTO %s (", relation->type);
+	append_names(sql, "", "", step);
+	appendStringInfoString(sql, ") OVERRIDING SYSTEM VALUE SELECT ");
+	append_values(sql, relation, step);
+	appendStringInfoString(sql, " FROM ");
+	append_rows(sql, relation, step, READ_ROWS);
+	if (!step->again)
+	{
+		appendStringInfo(sql, " RETURNING 1) SELECT CASE pg_catalog.count(*)"
+						 " WHEN %d THEN %d ELSE ('" COMPLAINT "' ||"
+						 " pg_catalog.count(*) || ' of %d rows were taken, the"
+						 " others were dropped by a trigger or a rule')::int4 END"
+						 " FROM i", step->nrows, step->nrows, step->nrows);
+		return;
+	}
+	appendStringInfoString(sql, " ON CONFLICT (");
+	for (int i = 0; i < step->table->nkey; i++)
+		appendStringInfo(sql, "%s%s", i > 0 ? ", " : "",
+						 quote_identifier(step->table->columns[i].remote));
+	appendStringInfoString(sql, ") DO NOTHING");
+}
+
+static void
+append_update(StringInfo sql, PosPgRelation *relation, PosStep *step)
+{
+	appendStringInfo(sql, "UPDATE %s t SET ", relation->sql);
 	for (int i = 0; i < step->ncolumns; i++)
 	{
-		PosPgAttribute *attribute = pos_pg_attribute(relation, step->columns[i]);
-		const char *name = quote_identifier(step->columns[i]);
-
-		appendStringInfo(sql, " AND t.%s %s ", name,
-						 attribute->notnull ? "=" : "IS NOT DISTINCT FROM");
+		appendStringInfo(sql, "%s%s = ", i > 0 ? ", " : "",
+						 quote_identifier(step->columns[i]));
 		append_value(sql, relation, step->columns[i]);
 	}
-	appendStringInfoString(sql, " ORDER BY e.n");
+	appendStringInfoString(sql, " FROM ");
+	append_rows(sql, relation, step, READ_ROWS);
+	appendStringInfoString(sql, " WHERE ");
+	append_key(sql, step->table);
+	appendStringInfoString(sql, " AND ROW(");
+	append_names(sql, "t.", "", step);
+	appendStringInfoString(sql, ")::record *<> ROW(");
+	append_values(sql, relation, step);
+	appendStringInfoString(sql, ")::record");
 }
 
 static char *
@@ -167,37 +266,14 @@ statement(PosPgSession *session, PosStep *step)
 		case POS_STEP_MATCH:
 			append_match(&sql, relation, step);
 			break;
+		case POS_STEP_CLAIM:
+			append_claim(&sql, relation, step);
+			break;
 		case POS_STEP_INSERT:
-			appendStringInfo(&sql, "INSERT INTO %s (", relation->type);
-			append_names(&sql, "", step);
-			appendStringInfoString(&sql, ") OVERRIDING SYSTEM VALUE SELECT ");
-			append_values(&sql, relation, step);
-			appendStringInfoString(&sql, " FROM ");
-			append_rows(&sql, relation, step, READ_ROWS);
-			appendStringInfoString(&sql, " ON CONFLICT (");
-			for (int i = 0; i < step->table->nkey; i++)
-				appendStringInfo(&sql, "%s%s", i > 0 ? ", " : "",
-								 quote_identifier(step->table->columns[i].remote));
-			appendStringInfoString(&sql, ") DO NOTHING");
+			append_insert(&sql, relation, step);
 			break;
 		case POS_STEP_UPDATE:
-			appendStringInfo(&sql, "UPDATE %s t SET ", relation->sql);
-			for (int i = 0; i < step->ncolumns; i++)
-			{
-				const char *name = quote_identifier(step->columns[i]);
-
-				appendStringInfo(&sql, "%s%s = ", i > 0 ? ", " : "", name);
-				append_value(&sql, relation, step->columns[i]);
-			}
-			appendStringInfoString(&sql, " FROM ");
-			append_rows(&sql, relation, step, READ_ROWS);
-			appendStringInfoString(&sql, " WHERE ");
-			append_key(&sql, step->table);
-			appendStringInfoString(&sql, " AND ROW(");
-			append_names(&sql, "t.", step);
-			appendStringInfoString(&sql, ")::record *<> ROW(");
-			append_values(&sql, relation, step);
-			appendStringInfoString(&sql, ")::record");
+			append_update(&sql, relation, step);
 			break;
 		case POS_STEP_DELETE:
 			appendStringInfo(&sql, "DELETE FROM %s t USING ", relation->sql);
@@ -207,6 +283,17 @@ statement(PosPgSession *session, PosStep *step)
 			break;
 	}
 	return sql.data;
+}
+
+/* The statement that lets one after the other claim rows of a table. */
+static char *
+lock_statement(PosPgSession *session, PosStep *step)
+{
+	PosPgRelation *relation = pos_pg_relation(session, step->table->remote);
+
+	return psprintf("SELECT pg_catalog.pg_advisory_xact_lock("
+					"pg_catalog.hashtextextended('possync', %s::pg_catalog.regclass::pg_catalog.oid::pg_catalog.int8))",
+					quote_literal_cstr(relation->type));
 }
 
 static bool
@@ -254,12 +341,12 @@ expect_end(PosPgSession *session)
 }
 
 /*
- * Raises the error that stands in the session's result.  If the remote lives
- * the session is kept: what is left of the pipeline is skipped, the transaction
- * rolled back.
+ * Makes the session ready for other things after an error that stands in its
+ * result, if the remote lives: what is left of the pipeline is skipped, the
+ * transaction rolled back.
  */
 static void
-fail(PosPgSession *session)
+leave(PosPgSession *session)
 {
 	PGresult   *error = session->result;
 
@@ -280,7 +367,71 @@ fail(PosPgSession *session)
 			pos_pg_session_leave(session);
 		}
 	}
+}
+
+/* Raises the error that stands in the session's result. */
+static void
+fail(PosPgSession *session)
+{
+	leave(session);
 	pos_pg_error(session);
+}
+
+/*
+ * Raises the error of a step's statement.  Conditions that SQL has no error of
+ * its own for make a cast fail; they are told as what they are.
+ */
+static void
+complain(PosPgSession *session, PosStep *step)
+{
+	const char *message = PQresultErrorField(session->result,
+											 PG_DIAG_MESSAGE_PRIMARY);
+	const char *complaint = message == NULL ? NULL :
+	strstr(message, "\"" COMPLAINT);
+
+	if (complaint == NULL)
+		fail(session);
+	complaint = pstrdup(complaint + strlen("\"" COMPLAINT));
+	leave(session);
+	ereport(ERROR,
+			(errcode(step->kind == POS_STEP_CLAIM ? ERRCODE_UNIQUE_VIOLATION :
+					 ERRCODE_DATA_EXCEPTION),
+			 errmsg("remote table %s: %s", step->table->remote,
+					pnstrdup(complaint, strlen(complaint) - 1))));
+}
+
+/* Reads the result of a step. */
+static void
+take_result(PosPgSession *session, PosStep *step)
+{
+	if (step->kind == POS_STEP_CLAIM)
+	{
+		session->command = lock_statement(session, step);
+		expect(session, PGRES_TUPLES_OK);
+		expect_end(session);
+	}
+	session->command = statement(session, step);
+	if (PQresultStatus(pos_pg_result(session)) != PGRES_TUPLES_OK &&
+		PQresultStatus(session->result) != PGRES_COMMAND_OK)
+		complain(session, step);
+	switch (step->kind)
+	{
+		case POS_STEP_KEYS:
+		case POS_STEP_MATCH:
+			take_answers(session, step);
+			break;
+		case POS_STEP_CLAIM:
+			break;
+		case POS_STEP_INSERT:
+			step->affected = step->again ?
+				atoll(PQcmdTuples(session->result)) : step->nrows;
+			break;
+		case POS_STEP_UPDATE:
+		case POS_STEP_DELETE:
+			step->affected = atoll(PQcmdTuples(session->result));
+			break;
+	}
+	expect_end(session);
 }
 
 /*
@@ -298,8 +449,10 @@ try_write(PosPgSession *session, PosStep **steps, int nsteps, bool kept)
 		send(session, pos_pg_query_settings(session, true), NULL);
 	for (int i = 0; i < nsteps && sent; i++)
 	{
-		sent = send(session, statement(session, steps[i]),
-					steps[i]->kind == POS_STEP_KEYS ? NULL : steps[i]->rows);
+		sent = (steps[i]->kind != POS_STEP_CLAIM ||
+				send(session, lock_statement(session, steps[i]), NULL)) &&
+			send(session, statement(session, steps[i]),
+				 steps[i]->kind == POS_STEP_KEYS ? NULL : steps[i]->rows);
 		pos_pg_flush(session);
 	}
 	sent = sent && send(session, "COMMIT", NULL) &&
@@ -319,19 +472,7 @@ try_write(PosPgSession *session, PosStep **steps, int nsteps, bool kept)
 	expect(session, PGRES_TUPLES_OK);	/* settings */
 	expect_end(session);
 	for (int i = 0; i < nsteps; i++)
-	{
-		PosStep    *step = steps[i];
-		bool		asks = step->kind == POS_STEP_KEYS ||
-		step->kind == POS_STEP_MATCH;
-
-		session->command = statement(session, step);
-		expect(session, asks ? PGRES_TUPLES_OK : PGRES_COMMAND_OK);
-		if (asks)
-			take_answers(session, step);
-		else
-			step->affected = atoll(PQcmdTuples(session->result));
-		expect_end(session);
-	}
+		take_result(session, steps[i]);
 	session->command = "COMMIT";
 	expect(session, PGRES_COMMAND_OK);
 	expect_end(session);

@@ -53,39 +53,57 @@ make_run(PosPush *push)
 	return run;
 }
 
-/* Loads the models of the server and lays out their rows. */
+/* Whether all of a model is here, so that its rows can be laid out. */
+static bool
+is_complete(PosModel *model)
+{
+	if (model->rel == NULL || model->on_unknown == POS_IGNORE)
+		return false;
+	for (int i = 0; i < model->nfields; i++)
+		if (model->fields[i].attnum == 0)
+			return false;
+	return true;
+}
+
+/*
+ * Loads the models of the server and lays out their rows.  What does not fit is
+ * remembered with its model: it matters only if rows of that are to be sent.
+ */
 static void
 load(PosRun *run, PosPush *push)
 {
 	PosTable  **tables;
 	int			ntables = 0;
-	List	   *sentences;
 	ListCell   *lc;
 
 	run->tree = pos_tree_load(push->root, true);
-	sentences = pos_tree_check(run->tree);
 	tables = palloc(list_length(run->tree->models) * sizeof(PosTable *));
 	foreach(lc, run->tree->models)
 	{
 		PosModel   *model = lfirst(lc);
 
-		if (model->rel == NULL || model->on_unknown == POS_IGNORE)
+		model->problems = pos_tree_check(run->tree, model);
+		if (!is_complete(model))
 			continue;
 		pos_stage_table(model);
 		model->table.position = NULL;
 		tables[ntables++] = &model->table;
 	}
 	run->connection = pos_connection_get(run->tree->server);
-	if (sentences == NIL)
-		sentences = run->connection->ops->expect(run->connection, tables, ntables);
-	pos_sync_report(run, sentences);
+	(void) run->connection->ops->expect(run->connection, tables, ntables);
 	pos_translation_open(run);
 	foreach(lc, run->tree->models)
 	{
 		PosModel   *model = lfirst(lc);
+		PosTable   *table = &model->table;
 
-		if (model->table.ncolumns == 0)
+		if (table->ncolumns == 0)
 			continue;
+		model->problems =
+			list_concat(model->problems,
+						run->connection->ops->expect(run->connection, &table, 1));
+		if (!OidIsValid(table->columns[0].type))
+			continue;			/* the remote has no such key */
 		pos_stage_layout(model);
 		pos_translation_prepare(run, model);
 	}
@@ -141,10 +159,13 @@ push_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 
 	pos_transaction_begin();
 	MemoryContextSwitchTo(run->context);
+	push->sent = batch.id;
 	if (steps.nsteps > 0)
 		run->connection->ops->write(run->connection, steps.steps, steps.nsteps);
+	push->sent = 0;
 	pos_fault_point("push written");
 	pos_batch_confirm(run, &batch);
+	pos_quarantine_arrived(run, ntxids, txids);
 	count(push, run, &steps);
 	pos_transaction_commit();
 	pos_fault_point("push confirmed");
@@ -157,6 +178,7 @@ try_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 	ErrorData  *volatile error = NULL;
 
 	push->culprit.model = 0;
+	push->sent = 0;
 	PG_TRY();
 	{
 		push_batch(push, ntxids, txids, attempt);
@@ -171,6 +193,12 @@ try_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 	PG_END_TRY();
 	if (error != NULL && !pos_careful_is_content(error->sqlerrcode))
 		ReThrowError(error);
+	if (error != NULL && push->sent != 0)
+	{
+		pos_transaction_begin();
+		pos_batch_refused(push->sent);
+		pos_transaction_commit();
+	}
 	return error;
 }
 
@@ -252,12 +280,25 @@ pick(PosPush *push, MemoryContext context, Datum **txids)
 	return n;
 }
 
-/*
- * Pushes all that is queued for the server of a root model.  Must be called
- * outside of a transaction.  Returns the number of its row in history.
- */
-void
-pos_push_run(PosPush *push)
+/* Whether there are held transactions to be tried again; lets them go. */
+static bool
+release_due(PosPush *push)
+{
+	PosRun	   *run = make_run(push);
+	bool		due;
+
+	pos_transaction_begin();
+	MemoryContextSwitchTo(run->context);
+	run->tree = pos_tree_load(push->root, true);
+	due = pos_quarantine_release_due(run);
+	pos_tree_close(run->tree);
+	pos_transaction_commit();
+	return due;
+}
+
+/* Pushes all that is queued and not held. */
+static void
+push_all(PosPush *push)
 {
 	MemoryContext batch = AllocSetContextCreate(TopMemoryContext,
 												"possync batch",
@@ -265,11 +306,6 @@ pos_push_run(PosPush *push)
 	Datum	   *txids;
 	int			n;
 
-	push->context = AllocSetContextCreate(TopMemoryContext, "possync push",
-										  ALLOCSET_DEFAULT_SIZES);
-	push->errors = AllocSetContextCreate(TopMemoryContext,
-										 "possync push errors",
-										 ALLOCSET_DEFAULT_SIZES);
 	while ((n = pick(push, batch, &txids)) > 0)
 	{
 		push_some(push, n, txids);
@@ -277,4 +313,21 @@ pos_push_run(PosPush *push)
 		MemoryContextReset(push->errors);
 	}
 	MemoryContextDelete(batch);
+}
+
+/*
+ * Pushes all that is queued for the server of a root model, at last what was
+ * held and is due.  Must be called outside of a transaction.
+ */
+void
+pos_push_run(PosPush *push)
+{
+	push->context = AllocSetContextCreate(TopMemoryContext, "possync push",
+										  ALLOCSET_DEFAULT_SIZES);
+	push->errors = AllocSetContextCreate(TopMemoryContext,
+										 "possync push errors",
+										 ALLOCSET_DEFAULT_SIZES);
+	push_all(push);
+	if (release_due(push))
+		push_all(push);
 }

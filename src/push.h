@@ -20,6 +20,9 @@
 #define POS_ROW_UNSURE		0x40	/* got its key in a batch that is still
 									 * open */
 #define POS_ROW_UNKNOWN		0x80	/* no key at the remote is known, yet */
+#define POS_ROW_THERE		0x100	/* is new here, and yet was there before */
+#define POS_ROW_CLAIMED		0x200	/* was not found, and nothing at the
+									 * remote keeps others from making it, too */
 
 /* Keys of one model, as strings */
 typedef struct PosKeySet PosKeySet;
@@ -52,9 +55,18 @@ typedef struct PosBatch
 	Datum	   *txids;			/* xid8 */
 	int			nentries;
 	Datum	   *entries;		/* int8: their entries in the queue */
-	PosModel  **order;			/* model of every entry, to go in order */
+	PosModel  **order;			/* model of every entry, to go in order; NULL
+								 * if that is ignored */
 	List	   *models;			/* of PosModel: those with rows, parents first */
+	List	   *unsure;			/* of PosUnsure */
 } PosBatch;
+
+/* Rows of a model that got their keys in batches that are still open */
+typedef struct PosUnsure
+{
+	PosModel   *model;
+	Datum		keys;			/* int8[] or text[] */
+} PosUnsure;
 
 /* Steps of a write that are being put together, see steps.c */
 typedef struct PosSteps
@@ -101,6 +113,7 @@ extern int	pos_batch_pick(PosRun *run, int entries, int64 bytes, int64 *from,
 extern void pos_batch_load_open(PosRun *run);
 extern void pos_batch_open(PosRun *run, PosBatch *batch, int32 history);
 extern void pos_batch_confirm(PosRun *run, PosBatch *batch);
+extern void pos_batch_refused(int32 id);
 
 
 /* A whole push, over all of its transactions */
@@ -114,11 +127,14 @@ typedef struct PosPush
 	MemoryContext context;		/* of the batch at hand */
 	MemoryContext errors;
 	PosCulprit	culprit;		/* of the last batch that failed */
+	int32		sent;			/* the batch on its way, or 0 */
 } PosPush;
 
 /* in quarantine.c */
 extern void pos_quarantine_hold(PosRun *run, Datum txid, ErrorData *error,
 								PosCulprit *culprit);
+extern bool pos_quarantine_release_due(PosRun *run);
+extern void pos_quarantine_arrived(PosRun *run, int ntxids, Datum *txids);
 
 /* in push.c */
 extern void pos_push_run(PosPush *push);

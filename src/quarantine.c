@@ -296,17 +296,69 @@ pos_quarantine_hold(PosRun *run, Datum txid, ErrorData *error,
 													TYPALIGN_INT));
 		memset(nulls + 7, ' ', 3);
 	}
-	pos_store_execute("WITH entry AS (SELECT model, image,"
-					  " coalesce(local_key::text, local_key_text) AS key"
+	pos_store_execute("WITH entry AS (SELECT coalesce($8, model) AS model,"
+					  " coalesce($9, local_key::text, local_key_text) AS key,"
+					  " image::jsonb AS image,"
+					  " (SELECT id FROM @.synchronize_quarantine"
+					  " WHERE txid = $1 AND direction = 'push'"
+					  " AND model = ANY ($7) AND discarded_at IS NULL) AS old"
 					  " FROM @.synchronize_queue WHERE txid = $1"
 					  " AND model = ANY ($7) ORDER BY id LIMIT 1),"
-					  " q AS (INSERT INTO @.synchronize_quarantine"
+					  " again AS (UPDATE @.synchronize_quarantine q"
+					  " SET model = e.model, local_key = e.key, reason = $2,"
+					  " message = $3, sqlstate = $4, detail = $5,"
+					  " candidates = $10, row_image = e.image, run = $6,"
+					  " attempts = attempts + 1,"
+					  " retry_at = clock_timestamp() + least('1 hour',"
+					  " '1 minute'::interval * 2 ^ least(attempts, 10))"
+					  " FROM entry e WHERE q.id = e.old RETURNING q.id),"
+					  " new AS (INSERT INTO @.synchronize_quarantine"
 					  " (model, direction, local_key, txid, reason, message,"
-					  " sqlstate, detail, candidates, row_image, run)"
-					  " SELECT coalesce($8, model), 'push', coalesce($9, key),"
-					  " $1, $2, $3, $4, $5, $10, image::jsonb, $6"
-					  " FROM entry RETURNING id)"
+					  " sqlstate, detail, candidates, row_image, run, retry_at)"
+					  " SELECT model, 'push', key, $1, $2, $3, $4, $5, $10,"
+					  " image, $6, clock_timestamp() + '1 minute'"
+					  " FROM entry WHERE old IS NULL RETURNING id)"
 					  " INSERT INTO @.synchronize_held (txid, quarantine)"
-					  " SELECT $1, id FROM q",
+					  " SELECT $1, id FROM again UNION ALL SELECT $1, id FROM new",
 					  10, types, values, nulls);
+}
+
+/*
+ * Lets held transactions go whose time has come to be tried again, and with
+ * them all that wait because others do.  Their entries stay until they have
+ * arrived.  Returns whether there are any.
+ */
+bool
+pos_quarantine_release_due(PosRun *run)
+{
+	Oid			types[] = {INT2ARRAYOID};
+	Datum		values[] = {pos_config_ids(run->tree->models)};
+
+	return pos_store_execute("DELETE FROM @.synchronize_held h"
+							 " USING @.synchronize_quarantine q"
+							 " WHERE q.id = h.quarantine AND q.model = ANY ($1)"
+							 " AND (q.retry_at <= clock_timestamp()"
+							 " OR q.reason = 'dependency') AND EXISTS"
+							 " (SELECT 1 FROM @.synchronize_held o"
+							 " JOIN @.synchronize_quarantine p ON p.id = o.quarantine"
+							 " WHERE p.model = ANY ($1)"
+							 " AND p.retry_at <= clock_timestamp())",
+							 1, types, values, NULL) > 0;
+}
+
+/* Forgets what was said of transactions that have arrived. */
+void
+pos_quarantine_arrived(PosRun *run, int ntxids, Datum *txids)
+{
+	Oid			types[] = {XID8ARRAYOID, INT2ARRAYOID};
+	Datum		values[] = {
+		PointerGetDatum(construct_array(txids, ntxids, XID8OID, 8,
+										FLOAT8PASSBYVAL, TYPALIGN_DOUBLE)),
+		pos_config_ids(run->tree->models)
+	};
+
+	pos_store_execute("DELETE FROM @.synchronize_quarantine"
+					  " WHERE direction = 'push' AND txid = ANY ($1)"
+					  " AND model = ANY ($2) AND discarded_at IS NULL",
+					  2, types, values, NULL);
 }

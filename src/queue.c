@@ -16,6 +16,7 @@
 #include "access/xact.h"
 #include "catalog/indexing.h"
 #include "catalog/partition.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "commands/trigger.h"
@@ -607,8 +608,11 @@ possync_capture(PG_FUNCTION_ARGS)
 		enqueue(capture, 'u', trigger->tg_newslot, trigger->tg_trigslot);
 	else
 	{
-		enqueue(capture, 'd', trigger->tg_trigslot, NULL);
-		enqueue(capture, 'i', trigger->tg_newslot, NULL);
+		/* another key is another row; of both, what is asked for */
+		if (trigger->tg_trigger->tgtype & TRIGGER_TYPE_DELETE)
+			enqueue(capture, 'd', trigger->tg_trigslot, NULL);
+		if (trigger->tg_trigger->tgtype & TRIGGER_TYPE_INSERT)
+			enqueue(capture, 'i', trigger->tg_newslot, NULL);
 	}
 
 	if (nestlevel > 0)

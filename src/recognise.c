@@ -64,6 +64,19 @@ can_match(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 	return true;
 }
 
+/*
+ * Whether a unique constraint of the remote keeps others from making the same
+ * row, too.
+ */
+static bool
+is_guarded(PosModel *model, bool *nulls)
+{
+	for (int i = 0; i < model->nwritten; i++)
+		if (model->written[i]->match && nulls[model->written[i]->staged])
+			return false;
+	return model->table.guarded;
+}
+
 /* Whether a row is looked for at the remote before it is created there. */
 static bool
 is_looked_for(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags)
@@ -71,18 +84,15 @@ is_looked_for(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flag
 	if (model->on_unknown == POS_CREATE_ONLY)
 		return false;
 
-	/*
-	 * a new row with a unique match field: the constraint tells, see
-	 * push_some
-	 */
+	/* if a new row is there, the constraint tells, see push_some */
 	if ((flags & POS_ROW_NEW) && !run->match_all &&
-		model->on_unknown == POS_MATCH_CREATE)
+		model->on_unknown == POS_MATCH_CREATE && is_guarded(model, nulls))
 		return false;
 
 	/* nor is it sure that a row has the key that it was given */
 	return ((flags & POS_ROW_UNKNOWN) ||
-			(run->match_all && (flags & POS_ROW_UNSURE) &&
-			 !(flags & POS_ROW_DELETED))) &&
+			((flags & POS_ROW_UNSURE) && !(flags & POS_ROW_DELETED) &&
+			 (run->match_all || !is_guarded(model, nulls)))) &&
 		can_match(run, model, values, nulls);
 }
 
@@ -163,8 +173,9 @@ link_found(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 		   step->row[found->answer] == found->row)
 		found->answer++;
 	found->row++;
-	if (found->answer == first ||
-		is_own(run, model, values, step, first, found->answer))
+	if (found->answer == first)
+		return is_guarded(model, nulls) ? flags : flags | POS_ROW_CLAIMED;
+	if (is_own(run, model, values, step, first, found->answer))
 		return flags;
 	remote = answered_key(model, &step->answers[first * model->nkey]);
 	if (found->answer - first > 1)
@@ -296,6 +307,22 @@ keys_step(PosRun *run, PosModel *model, PosSteps *steps)
 	return step;
 }
 
+/* Errors if the remote made fewer keys than were asked for. */
+static void
+check_keys(PosStep *step)
+{
+	int			n = step->nanswers;
+
+	if (n < step->nrows)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg_plural("%d key that remote table %s made is that of a row there already",
+							   "%d keys that remote table %s made are those of rows there already",
+							   step->nrows - n, step->nrows - n,
+							   step->table->remote),
+				 errhint("Its sequence has fallen behind its rows; set it right there with setval.")));
+}
+
 /* Recognises the batch's unknown rows at the remote, or gives them keys. */
 void
 pos_recognise_batch(PosRun *run, PosBatch *batch)
@@ -310,6 +337,8 @@ pos_recognise_batch(PosRun *run, PosBatch *batch)
 		keys[foreach_current_index(lc)].step = keys_step(run, lfirst(lc), &steps);
 	if (steps.nsteps > 0)
 		run->connection->ops->write(run->connection, steps.steps, steps.nsteps);
+	for (int i = 0; i < steps.nsteps; i++)
+		check_keys(steps.steps[i]);
 	foreach(lc, batch->models)
 		mark_rows(run, lfirst(lc), assign_key, &keys[foreach_current_index(lc)]);
 }

@@ -293,8 +293,10 @@ possync_discard(PG_FUNCTION_ARGS)
 	values[1] = DirectFunctionCall1(namein, CStringGetDatum(GetUserNameFromId(GetUserId(), false)));
 	values[2] = PG_GETARG_DATUM(1);
 	pos_store_execute("DELETE FROM @.synchronize_queue q"
-					  " USING @.synchronize_held h, @.synchronize_model m"
-					  " WHERE h.quarantine = $1 AND q.txid = h.txid"
+					  " USING @.synchronize_model m WHERE q.txid IN"
+					  " (SELECT txid FROM @.synchronize_held WHERE quarantine = $1"
+					  " UNION ALL SELECT txid FROM @.synchronize_quarantine"
+					  " WHERE id = $1)"
 					  " AND m.id = q.model AND m.server ="
 					  " (SELECT o.server FROM @.synchronize_quarantine e"
 					  " JOIN @.synchronize_model o ON o.id = e.model"

@@ -22,7 +22,8 @@ add_column(PosModel *model, PosField *field, PosForm form)
 	column->remote = field->remote;
 	column->local = field->name;
 	column->form = form;
-	column->type = form == POS_FORM_VALUE ? field->type : TEXTOID;
+	column->type = form == POS_FORM_VALUE ? field->type :
+		form == POS_FORM_TEXT ? TEXTOID : InvalidOid;
 	column->typmod = form == POS_FORM_VALUE ? field->typmod : -1;
 	return model->table.ncolumns++;
 }
@@ -45,6 +46,10 @@ pos_stage_table(PosModel *model)
 	table->change = (const char **) model->change;
 	table->position = model->position;
 	table->source = model->source;
+	table->match = palloc(model->nfields * sizeof(char *));
+	for (int i = 0; i < model->nfields; i++)
+		if (model->fields[i].match)
+			table->match[table->nmatch++] = model->fields[i].remote;
 
 	for (int i = 0; i < model->nkey; i++)
 		add_column(model, model->key[i],

@@ -3,8 +3,8 @@
  *		The rows of a batch as the steps of a write: JSON with remote names, and
  *		with foreign keys that are the remote's.
  *
- * Inserts go parents first, then updates, then deletes, children first; or all
- * in the order in which they were done.
+ * Claims come first; inserts go parents first, then updates, then deletes,
+ * children first; or all in the order in which they were done.
  */
 #include "possync.h"
 
@@ -118,6 +118,23 @@ travels(PosField *field)
 	return field->copy && !field->is_key;
 }
 
+/* Whether a step has a column for a field. */
+static bool
+has_column(PosStepKind kind, PosField *field)
+{
+	switch (kind)
+	{
+		case POS_STEP_CLAIM:
+			return field->match;
+		case POS_STEP_INSERT:
+			return field->is_key || travels(field);
+		case POS_STEP_UPDATE:
+			return travels(field);
+		default:
+			return false;
+	}
+}
+
 /* Whether a model sends anything but keys. */
 static bool
 has_values(PosModel *model)
@@ -200,13 +217,15 @@ needs_step(PosModel *model, PosStepKind kind, int flags)
 		return kind == POS_STEP_DELETE;
 	switch (kind)
 	{
+		case POS_STEP_CLAIM:
+			return flags & POS_ROW_CLAIMED;
 		case POS_STEP_INSERT:
 			return !(flags & POS_ROW_MATCHED) &&
 				(flags & (POS_ROW_NEW | POS_ROW_CREATED | POS_ROW_UNSURE));
 		case POS_STEP_UPDATE:
 			return !(flags & POS_ROW_CREATED) &&
 				((flags & POS_ROW_UPDATED) ||
-				 ((flags & (POS_ROW_MATCHED | POS_ROW_UNSURE)) &&
+				 ((flags & (POS_ROW_MATCHED | POS_ROW_UNSURE | POS_ROW_THERE)) &&
 				  !(flags & POS_ROW_NEEDED) && model->update_matched));
 		default:
 			return false;
@@ -219,6 +238,9 @@ add_row(PosRun *run, PosModel *model, PosStepKind kind, Datum *values,
 		bool *nulls, PosSteps *steps)
 {
 	PosStep    *step = steps->open ? steps->steps[steps->nsteps - 1] : NULL;
+	int			flags = DatumGetInt64(values[POS_STAGE_OLD]);
+	bool		again = kind == POS_STEP_INSERT &&
+	(flags & (POS_ROW_UNSURE | POS_ROW_THERE));
 	Datum		remote;
 	uint8		known;
 
@@ -228,22 +250,25 @@ add_row(PosRun *run, PosModel *model, PosStepKind kind, Datum *values,
 							 &known) != POS_FOUND)
 		return;					/* deleted before the remote ever had it */
 
-	/* one statement must not update a row twice */
+	/*
+	 * One statement must not update a row twice.  Rows that refer to each
+	 * other have to go in together, whether they are sure or not.
+	 */
 	if (step == NULL || step->kind != kind || step->table != &model->table ||
+		(step->again != again && !model->component->inner) ||
 		is_full(steps, model) || (run->in_order && kind == POS_STEP_UPDATE))
 	{
 		pos_steps_close(steps);
 		step = pos_steps_add(steps, model, kind);
-		for (int i = 0; i < model->nkey && kind == POS_STEP_INSERT; i++)
-			step->columns[step->ncolumns++] = model->table.columns[i].remote;
-		for (int i = 0; i < model->nwritten && kind != POS_STEP_DELETE; i++)
-			if (travels(model->written[i]))
+		for (int i = 0; i < model->nwritten; i++)
+			if (has_column(kind, model->written[i]))
 				step->columns[step->ncolumns++] = model->written[i]->remote;
 	}
+	step->again = step->again || again;
 	pos_steps_begin_row(steps);
 	append_key(&steps->rows, model, remote);
-	for (int i = 0; i < model->nwritten && kind != POS_STEP_DELETE; i++)
-		if (travels(model->written[i]))
+	for (int i = 0; i < model->nwritten; i++)
+		if (has_column(kind, model->written[i]) && !model->written[i]->is_key)
 			pos_steps_field(&steps->rows, run, model->written[i], values, nulls);
 	pos_steps_end_row(steps);
 }
@@ -289,6 +314,8 @@ add_in_order(PosRun *run, PosBatch *batch, PosSteps *steps)
 		Datum	   *values;
 		bool	   *nulls;
 
+		if (model == NULL)
+			continue;
 		if (!pos_rowset_next(model->outgoing->rows, &values, &nulls))
 			elog(ERROR, "an entry of \"%s\" has no row", model->name);
 		for (int k = 0; k < lengthof(kinds); k++)
@@ -304,6 +331,8 @@ pos_steps_batch(PosRun *run, PosBatch *batch, PosSteps *steps)
 {
 	ListCell   *lc;
 
+	foreach(lc, batch->models)
+		add_rows(run, lfirst(lc), POS_STEP_CLAIM, 0, steps);
 	if (run->in_order)
 		add_in_order(run, batch, steps);
 	else

@@ -170,6 +170,7 @@ pos_sync_pull(PosRun *run)
 {
 	PosTable  **tables;
 	int			ntables;
+	List	   *problems = NIL;
 	ListCell   *lc;
 
 	if (!run->dry)
@@ -179,7 +180,9 @@ pos_sync_pull(PosRun *run)
 	if (run->anew)
 		foreach(lc, run->tree->models)
 			((PosModel *) lfirst(lc))->position = NULL;
-	pos_sync_report(run, pos_tree_check(run->tree));
+	foreach(lc, run->tree->models)
+		problems = list_concat(problems, pos_tree_check(run->tree, lfirst(lc)));
+	pos_sync_report(run, problems);
 
 	run->connection = pos_connection_get(run->tree->server);
 	if (find_changes(run))

@@ -622,39 +622,27 @@ check_required(PosModel *model, List *sentences)
 }
 
 /*
- * Compares the configuration of a tree with the local catalog.  Returns a
+ * Compares the configuration of a model with the local catalog.  Returns a
  * sentence for everything that does not fit, NIL if all is well.
  */
 List *
-pos_tree_check(PosTree *tree)
+pos_tree_check(PosTree *tree, PosModel *model)
 {
 	List	   *sentences = NIL;
-	ListCell   *lc;
 
-	foreach(lc, tree->models)
-	{
-		PosModel   *model = lfirst(lc);
-
-		if (model->rel == NULL)
-		{
+	if (model->rel == NULL)
+		return list_make1(psprintf("the local table of model \"%s\" does not exist any more; remove the model with possync_remove_model(%s, forget => true)",
+								   model->name, quote_literal_cstr(model->name)));
+	sentences = check_key(model, sentences);
+	for (int i = 0; i < model->nfields; i++)
+		if (model->fields[i].attnum == 0 && !model->fields[i].is_key)
 			sentences = lappend(sentences,
-								psprintf("the local table of model \"%s\" does not exist any more; remove the model with possync_remove_model(%s, forget => true)",
-										 model->name,
-										 quote_literal_cstr(model->name)));
-			continue;
-		}
-		sentences = check_key(model, sentences);
-		for (int i = 0; i < model->nfields; i++)
-			if (model->fields[i].attnum == 0 && !model->fields[i].is_key)
-				sentences = lappend(sentences,
-									psprintf("column \"%s\" of table %s does not exist any more",
-											 model->fields[i].name,
-											 model->name));
-		if (model->on_unknown == POS_IGNORE)
-			continue;
-		sentences = check_foreign_keys(tree, model, sentences);
-		if (model->on_unknown != POS_MATCH_ONLY)
-			sentences = check_required(model, sentences);
-	}
+								psprintf("column \"%s\" of table %s does not exist any more",
+										 model->fields[i].name, model->name));
+	if (model->on_unknown == POS_IGNORE)
+		return sentences;
+	sentences = check_foreign_keys(tree, model, sentences);
+	if (model->on_unknown != POS_MATCH_ONLY)
+		sentences = check_required(model, sentences);
 	return sentences;
 }

@@ -31,7 +31,7 @@ SELECT results_eq(
 	  ('possync_explain', 'relation regclass, key text'),
 	  ('possync_pull', 'model text, dry_run boolean DEFAULT false, on_error text DEFAULT ''report''::text, "full" boolean DEFAULT false'),
 	  ('possync_push', 'model text, on_error text DEFAULT ''report''::text'),
-	  ('possync_queue', 'model text'),
+	  ('possync_queue', 'model text, operations text[] DEFAULT ''{insert,update,delete}''::text[]'),
 	  ('possync_refuse_truncate', ''),
 	  ('possync_remove_model', 'model text, forget boolean DEFAULT false'),
 	  ('possync_resolve', 'id bigint, candidate text'),
