@@ -127,12 +127,62 @@ CREATE TABLE @extschema@.synchronize_history (
 	sqlstate text,
 	error_detail text,
 	error_hint text,
-	error_context text
+	error_context text,
+	runs integer NOT NULL DEFAULT 1
 );
 
+CREATE INDEX synchronize_history_model ON @extschema@.synchronize_history (server, model, direction, id);
+
 COMMENT ON TABLE @extschema@.synchronize_history IS 'one row for every run';
+COMMENT ON COLUMN @extschema@.synchronize_history.runs IS 'how many scheduled runs in a row it stands for, of which none found anything';
 COMMENT ON COLUMN @extschema@.synchronize_history.position IS 'by the source''s clock: everything committed there before is here';
 COMMENT ON COLUMN @extschema@.synchronize_history.models IS 'counts, time in milliseconds and position of every model that took part';
+
+-- What rows that were trimmed from history add up to.
+CREATE TABLE @extschema@.synchronize_counter (
+	model text NOT NULL,
+	server name NOT NULL,
+	direction text NOT NULL,
+	since timestamptz NOT NULL,
+	runs bigint NOT NULL DEFAULT 0,
+	failures bigint NOT NULL DEFAULT 0,
+	rows_read bigint NOT NULL DEFAULT 0,
+	rows_created bigint NOT NULL DEFAULT 0,
+	rows_updated bigint NOT NULL DEFAULT 0,
+	rows_left_out bigint NOT NULL DEFAULT 0,
+	bytes_received bigint NOT NULL DEFAULT 0,
+	PRIMARY KEY (model, server, direction)
+);
+
+COMMENT ON TABLE @extschema@.synchronize_counter IS 'what rows trimmed from synchronize_history add up to; the view possync_counters adds the others';
+COMMENT ON COLUMN @extschema@.synchronize_counter.since IS 'runs that began before are not counted';
+
+-- Jobs, and what they came to.
+CREATE TABLE @extschema@.synchronize_schedule (
+	model smallint NOT NULL,
+	direction text NOT NULL CHECK (direction IN ('pull', 'push')),
+	owner regrole NOT NULL,
+	every interval NOT NULL CHECK (every >= '1 second'),
+	jitter interval NOT NULL CHECK (jitter >= '0'),
+	paused boolean NOT NULL DEFAULT false,
+	next_run timestamptz NOT NULL DEFAULT now(),
+	started_at timestamptz,
+	succeeded_at timestamptz,
+	run integer,
+	failures integer NOT NULL DEFAULT 0,
+	permanent boolean NOT NULL DEFAULT false,
+	sqlstate text,
+	error text,
+	PRIMARY KEY (model, direction)
+) WITH (fillfactor = 50);
+
+COMMENT ON TABLE @extschema@.synchronize_schedule IS 'what runs by itself, how often, as whom, and how that went';
+COMMENT ON COLUMN @extschema@.synchronize_schedule.owner IS 'the role as which it runs';
+COMMENT ON COLUMN @extschema@.synchronize_schedule.jitter IS 'how much earlier or later chance lets it run';
+COMMENT ON COLUMN @extschema@.synchronize_schedule.started_at IS 'since when it has been running; null: it is not';
+COMMENT ON COLUMN @extschema@.synchronize_schedule.run IS 'its last run in synchronize_history';
+COMMENT ON COLUMN @extschema@.synchronize_schedule.failures IS 'how often it has failed in a row';
+COMMENT ON COLUMN @extschema@.synchronize_schedule.permanent IS 'whether the last failure is not of the kind that passes by itself';
 
 -- Rows that could not be applied.  They are asked for again in every run.
 CREATE TABLE @extschema@.synchronize_quarantine (
@@ -213,9 +263,13 @@ GRANT SELECT ON @extschema@.synchronize_model, @extschema@.synchronize_field,
 	@extschema@.synchronize_child, @extschema@.synchronize_position TO PUBLIC;
 
 -- not the errors, which may quote rows
+GRANT SELECT (model, direction, owner, every, jitter, paused, next_run, started_at,
+			  succeeded_at, run, failures, permanent, sqlstate)
+	ON @extschema@.synchronize_schedule TO PUBLIC;
+GRANT SELECT ON @extschema@.synchronize_counter TO PUBLIC;
 GRANT SELECT (id, model, server, direction, status, started_at, finished_at,
 			  rows_read, rows_created, rows_matched, rows_updated, rows_unchanged,
-			  rows_left_out, bytes_received, position, models, sqlstate)
+			  rows_left_out, bytes_received, position, models, sqlstate, runs)
 	ON @extschema@.synchronize_history TO PUBLIC;
 
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_model', '');
@@ -232,6 +286,8 @@ SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_queue', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_batch', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_held', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_queue_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_counter', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_schedule', '');
 
 /*
  * Connections.  A wrapper without handler: servers and user mappings are where
@@ -318,6 +374,15 @@ BEGIN
 				  UNION SELECT NEW.model WHERE TG_OP <> 'DELETE') r
 			LEFT JOIN @extschema@.synchronize_model m ON m.id = r.model;
 		END IF;
+		-- a job does what its owner may do: nobody sets one up for somebody else
+		IF TG_TABLE_NAME = 'synchronize_schedule' AND TG_OP <> 'DELETE' THEN
+			IF NEW.owner <> current_user::regrole
+				AND (TG_OP = 'INSERT' OR (OLD.model, OLD.direction, OLD.owner, OLD.every, OLD.jitter)
+										 <> (NEW.model, NEW.direction, NEW.owner, NEW.every, NEW.jitter)) THEN
+				RAISE insufficient_privilege USING
+					MESSAGE = format('a job of role %s can only be set up by that role', NEW.owner);
+			END IF;
+		END IF;
 	END IF;
 	RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
 END $$;
@@ -329,9 +394,13 @@ CREATE TRIGGER synchronize_authorize BEFORE INSERT OR UPDATE OR DELETE ON @extsc
 	FOR EACH ROW EXECUTE FUNCTION @extschema@._possync_authorize();
 CREATE TRIGGER synchronize_authorize BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.synchronize_child
 	FOR EACH ROW EXECUTE FUNCTION @extschema@._possync_authorize();
+CREATE TRIGGER synchronize_authorize BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.synchronize_schedule
+	FOR EACH ROW EXECUTE FUNCTION @extschema@._possync_authorize();
 CREATE TRIGGER synchronize_authorize BEFORE DELETE ON @extschema@.synchronize_position
 	FOR EACH ROW EXECUTE FUNCTION @extschema@._possync_authorize();
 
+GRANT DELETE, INSERT (model, direction, owner, every, jitter, paused), UPDATE (owner, every, jitter, paused, next_run)
+	ON @extschema@.synchronize_schedule TO PUBLIC;
 GRANT INSERT, UPDATE, DELETE ON @extschema@.synchronize_model, @extschema@.synchronize_field,
 	@extschema@.synchronize_child TO PUBLIC;
 GRANT DELETE ON @extschema@.synchronize_position TO PUBLIC;
@@ -353,6 +422,7 @@ BEGIN
 	DELETE FROM @extschema@.synchronize_translation WHERE model = OLD.id;
 	DELETE FROM @extschema@.synchronize_position WHERE model = OLD.id;
 	DELETE FROM @extschema@.synchronize_quarantine WHERE model = OLD.id;
+	DELETE FROM @extschema@.synchronize_schedule WHERE model = OLD.id;
 	RETURN NULL;
 END $$;
 REVOKE ALL ON FUNCTION @extschema@._possync_forget() FROM PUBLIC;
@@ -1827,6 +1897,205 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION @extschema@.possync_unqueue(text) IS 'stops queuing the changes of a model and its children; returns the tables';
 
+/* --- schedule --- */
+CREATE FUNCTION @extschema@._possync_wake() RETURNS trigger
+AS 'MODULE_PATHNAME', 'possync_wake' LANGUAGE C;
+COMMENT ON FUNCTION @extschema@._possync_wake() IS 'internal: lets scheduled jobs see changed configuration';
+
+CREATE TRIGGER synchronize_wake AFTER INSERT OR UPDATE OF owner, every, jitter, paused OR DELETE OR TRUNCATE ON @extschema@.synchronize_schedule
+	EXECUTE FUNCTION @extschema@._possync_wake();
+CREATE TRIGGER synchronize_wake AFTER UPDATE OR DELETE OR TRUNCATE ON @extschema@.synchronize_model
+	EXECUTE FUNCTION @extschema@._possync_wake();
+CREATE TRIGGER synchronize_wake AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON @extschema@.synchronize_field
+	EXECUTE FUNCTION @extschema@._possync_wake();
+
+CREATE FUNCTION @extschema@.possync_processes(OUT pid integer, OUT kind text, OUT database oid, OUT role oid, OUT server oid, OUT direction text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME' LANGUAGE C;
+COMMENT ON FUNCTION @extschema@.possync_processes() IS 'the processes that run what is scheduled, of all databases; none if possync is not in shared_preload_libraries';
+
+CREATE FUNCTION @extschema@._possync_is_preloaded() RETURNS boolean
+AS 'MODULE_PATHNAME', 'possync_is_preloaded' LANGUAGE C;
+COMMENT ON FUNCTION @extschema@._possync_is_preloaded() IS 'internal: whether possync is in shared_preload_libraries';
+
+/*
+ * _possync_check_direction
+ *		Refuses what is no direction.
+ */
+CREATE FUNCTION @extschema@._possync_check_direction(direction text)
+RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF direction IS NULL OR direction NOT IN ('pull', 'push') THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = format('invalid direction: %s', coalesce(quote_ident(direction), 'null')),
+			HINT = 'It is pull or push.';
+	END IF;
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_check_direction(text) IS 'internal: refuses what is no direction';
+
+/*
+ * possync_schedule
+ *		Lets the tree of a model be pulled, or pushed, by itself.
+ *
+ * model		the model
+ * direction	pull or push
+ * every		how often; a push also runs as soon as something is queued.
+ *				At least a second, and no months, which differ
+ * jitter		how much earlier or later chance lets it run; a tenth of every
+ *				if null
+ *
+ * Runs as the current user, at once for the first time.  What is scheduled
+ * already gets these times.  Errors: undefined_object,
+ * invalid_parameter_value, insufficient_privilege.  Warns if nothing will run
+ * because possync is not preloaded.
+ */
+CREATE FUNCTION @extschema@.possync_schedule(model text, direction text, every interval DEFAULT '1 minute', jitter interval DEFAULT NULL)
+RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	old @extschema@.synchronize_model := @extschema@._possync_model($1);
+BEGIN
+	PERFORM @extschema@._possync_check_rights(old.relation, old.server);
+	PERFORM @extschema@._possync_check_direction($2);
+	IF $3 IS NULL OR $3 < '1 second' OR extract(month FROM $3) <> 0 OR extract(year FROM $3) <> 0 THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = format('invalid value for every: %s', coalesce($3::text, 'null')),
+			HINT = 'It is a second or more, and has no months or years.';
+	ELSIF $4 < '0' OR $4 > $3 THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = format('invalid value for jitter: %s', $4),
+			HINT = 'It is not negative and not more than every.';
+	ELSIF NOT (SELECT rolcanlogin FROM pg_roles WHERE rolname = current_user) THEN
+		RAISE insufficient_privilege USING
+			MESSAGE = format('role "%s" cannot run jobs: it is not permitted to log in', current_user),
+			HINT = 'Schedule them as a role that is.';
+	END IF;
+	INSERT INTO @extschema@.synchronize_schedule AS s (model, direction, owner, every, jitter)
+	VALUES (old.id, $2, current_user::regrole, $3, coalesce($4, $3 / 10))
+	ON CONFLICT (model, direction) DO UPDATE
+	SET owner = EXCLUDED.owner, every = EXCLUDED.every, jitter = EXCLUDED.jitter, next_run = now();
+	IF NOT @extschema@._possync_is_preloaded() THEN
+		RAISE WARNING 'nothing runs by itself yet: possync is not preloaded'
+			USING HINT = 'Add possync to shared_preload_libraries and restart the server.';
+	END IF;
+END $$;
+COMMENT ON FUNCTION @extschema@.possync_schedule(text, text, interval, interval) IS 'lets the tree of a model be pulled or pushed by itself, as the current user';
+
+/*
+ * possync_unschedule
+ *		Ends that.
+ *
+ * model		the model
+ * direction	pull or push; null means both
+ *
+ * A run that has begun is not cut off.  Errors: undefined_object,
+ * insufficient_privilege.
+ */
+CREATE FUNCTION @extschema@.possync_unschedule(model text, direction text DEFAULT NULL)
+RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	old @extschema@.synchronize_model := @extschema@._possync_model($1);
+BEGIN
+	PERFORM @extschema@._possync_check_rights(old.relation, old.server, removing => true);
+	IF $2 IS NOT NULL THEN
+		PERFORM @extschema@._possync_check_direction($2);
+	END IF;
+	DELETE FROM @extschema@.synchronize_schedule s
+	WHERE s.model = old.id AND s.direction = coalesce($2, s.direction);
+	IF NOT FOUND THEN
+		RAISE undefined_object USING MESSAGE = format('no %s of model "%s" is scheduled', coalesce($2, 'run'), old.name);
+	END IF;
+END $$;
+COMMENT ON FUNCTION @extschema@.possync_unschedule(text, text) IS 'does not let the tree of a model be pulled or pushed by itself any more';
+
+/*
+ * _possync_set_paused
+ *		Pauses the jobs of a model or of a server, or lets them go on.
+ */
+CREATE FUNCTION @extschema@._possync_set_paused(model text, direction text, server name, paused boolean)
+RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	job record;
+	found boolean := false;
+BEGIN
+	IF ($1 IS NULL) = ($3 IS NULL) THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = 'either a model or a server must be given';
+	ELSIF $1 IS NOT NULL THEN
+		PERFORM @extschema@._possync_model($1);
+	END IF;
+	IF $2 IS NOT NULL THEN
+		PERFORM @extschema@._possync_check_direction($2);
+	END IF;
+	FOR job IN
+		SELECT s.model, s.direction, m.relation, m.server FROM @extschema@.synchronize_schedule s
+		JOIN @extschema@.synchronize_model m ON m.id = s.model
+		WHERE (m.name = $1 OR m.server = $3) AND s.direction = coalesce($2, s.direction)
+	LOOP
+		PERFORM @extschema@._possync_check_rights(job.relation, job.server, removing => true);
+		UPDATE @extschema@.synchronize_schedule s SET paused = $4, next_run = now()
+		WHERE s.model = job.model AND s.direction = job.direction AND s.paused <> $4;
+		found := true;
+	END LOOP;
+	IF NOT found THEN
+		RAISE undefined_object USING
+			MESSAGE = format('nothing is scheduled for %s', coalesce(format('model "%s"', $1), format('server "%s"', $3)));
+	END IF;
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_set_paused(text, text, name, boolean) IS 'internal: pauses jobs, or lets them go on';
+
+/*
+ * possync_pause, possync_resume
+ *		Pauses the jobs of a model or of a whole server; lets them go on.
+ *
+ * model		the model, or null
+ * direction	pull or push; null means both
+ * server		the server, if no model is given
+ *
+ * A run that has begun is not cut off.  Errors: undefined_object,
+ * invalid_parameter_value, insufficient_privilege.
+ */
+CREATE FUNCTION @extschema@.possync_pause(model text DEFAULT NULL, direction text DEFAULT NULL, server name DEFAULT NULL)
+RETURNS void LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT @extschema@._possync_set_paused(model, direction, server, true) $$;
+COMMENT ON FUNCTION @extschema@.possync_pause(text, text, name) IS 'lets the scheduled jobs of a model or a server rest';
+
+CREATE FUNCTION @extschema@.possync_resume(model text DEFAULT NULL, direction text DEFAULT NULL, server name DEFAULT NULL)
+RETURNS void LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT @extschema@._possync_set_paused(model, direction, server, false) $$;
+COMMENT ON FUNCTION @extschema@.possync_resume(text, text, name) IS 'lets paused jobs of a model or a server go on';
+
+/*
+ * possync_reset_counters
+ *		Lets possync_counters of a model begin anew.
+ */
+CREATE FUNCTION @extschema@.possync_reset_counters(model text)
+RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	old @extschema@.synchronize_model := @extschema@._possync_model($1);
+BEGIN
+	PERFORM @extschema@._possync_check_rights(old.relation, old.server, removing => true);
+	DELETE FROM @extschema@.synchronize_counter c WHERE c.model = old.name AND c.server = old.server;
+	INSERT INTO @extschema@.synchronize_counter (model, server, direction, since)
+	SELECT old.name, old.server, d, clock_timestamp() FROM unnest('{pull,push}'::text[]) d;
+END $$;
+COMMENT ON FUNCTION @extschema@.possync_reset_counters(text) IS 'lets the counters of a model begin anew';
+
 /* --- quarantine --- */
 CREATE FUNCTION @extschema@.possync_retry(id bigint) RETURNS void
 AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
@@ -1868,3 +2137,68 @@ CREATE VIEW @extschema@.possync_queue_depth AS
 	GROUP BY m.server, m.name;
 COMMENT ON VIEW @extschema@.possync_queue_depth IS 'how many changes of each model wait to be pushed, how many of them are held back, and since when';
 GRANT SELECT ON @extschema@.possync_queue_depth TO PUBLIC;
+
+-- Sums over all runs of every tree.
+CREATE VIEW @extschema@.possync_counters AS
+	SELECT server, model, direction, min(since) AS since, sum(runs)::bigint AS runs,
+		   sum(failures)::bigint AS failures, sum(rows_read)::bigint AS rows_read,
+		   sum(rows_created)::bigint AS rows_created, sum(rows_updated)::bigint AS rows_updated,
+		   sum(rows_left_out)::bigint AS rows_left_out, sum(bytes_received)::bigint AS bytes_received
+	FROM (SELECT c.server, c.model, c.direction, c.since, c.runs, c.failures, c.rows_read, c.rows_created,
+				 c.rows_updated, c.rows_left_out, c.bytes_received
+		  FROM @extschema@.synchronize_counter c
+		  UNION ALL
+		  SELECT h.server, h.model, h.direction, min(h.started_at), sum(h.runs),
+				 coalesce(sum(h.runs) FILTER (WHERE h.status IN ('failed', 'interrupted')), 0), sum(h.rows_read), sum(h.rows_created),
+				 sum(h.rows_updated), sum(h.rows_left_out), sum(h.bytes_received)
+		  FROM @extschema@.synchronize_history h
+		  LEFT JOIN @extschema@.synchronize_counter c USING (model, server, direction)
+		  WHERE h.status <> 'running' AND (c.since IS NULL OR h.started_at >= c.since)
+		  GROUP BY 1, 2, 3) counted
+	GROUP BY server, model, direction;
+COMMENT ON VIEW @extschema@.possync_counters IS 'sums over all runs of every tree, since they were reset or since the first';
+GRANT SELECT ON @extschema@.possync_counters TO PUBLIC;
+
+-- How every tree is doing, scheduled or not.  What an error quotes is for the
+-- owners of the tables.
+CREATE VIEW @extschema@.possync_status WITH (security_barrier) AS
+	SELECT m.server, m.name AS model, d.direction,
+		   CASE WHEN s.model IS NULL THEN 'not scheduled'
+				WHEN s.paused THEN 'paused'
+				WHEN NOT @extschema@._possync_is_preloaded() THEN 'not preloaded'
+				WHEN s.started_at IS NOT NULL THEN 'running'
+				WHEN s.failures = 0 THEN 'waiting'
+				WHEN s.permanent THEN 'failing'
+				ELSE 'retrying' END AS state,
+		   complete.position AS complete_up_to,
+		   CASE d.direction WHEN 'pull' THEN pg_catalog.clock_timestamp() - complete.position
+				ELSE pg_catalog.clock_timestamp() - queue.oldest END AS lag,
+		   CASE d.direction WHEN 'push' THEN coalesce(queue.entries, 0) END AS queued,
+		   CASE d.direction WHEN 'push' THEN coalesce(queue.held, 0) END AS held,
+		   queue.oldest AS oldest_queued,
+		   coalesce(s.succeeded_at, complete.finished_at) AS last_success,
+		   s.every, CASE WHEN NOT s.paused THEN s.next_run END AS next_run,
+		   coalesce(s.failures, CASE WHEN last.status = 'failed' THEN 1 ELSE 0 END) AS failures,
+		   CASE WHEN s.model IS NOT NULL THEN s.sqlstate ELSE last.sqlstate END AS sqlstate,
+		   CASE WHEN pg_catalog.pg_has_role(c.relowner, 'USAGE') THEN
+				CASE WHEN s.model IS NOT NULL THEN s.error ELSE last.error END END AS last_error,
+		   s.owner
+	FROM @extschema@.synchronize_model m
+	CROSS JOIN (VALUES ('pull'), ('push')) d (direction)
+	LEFT JOIN pg_catalog.pg_class c ON c.oid = m.relation
+	LEFT JOIN @extschema@.synchronize_schedule s ON s.model = m.id AND s.direction = d.direction
+	LEFT JOIN LATERAL
+		(SELECT h.status, h.sqlstate, h.error FROM @extschema@.synchronize_history h
+		 WHERE h.server = m.server AND h.model = m.name AND h.direction = d.direction
+		 ORDER BY h.id DESC LIMIT 1) last ON true
+	LEFT JOIN LATERAL
+		(SELECT h.position, h.finished_at FROM @extschema@.synchronize_history h
+		 WHERE h.server = m.server AND h.model = m.name AND h.direction = d.direction AND h.status = 'ok'
+		 ORDER BY h.id DESC LIMIT 1) complete ON true
+	LEFT JOIN LATERAL
+		(SELECT sum(q.entries) AS entries, sum(q.held) AS held, min(q.oldest) AS oldest
+		 FROM @extschema@.possync_queue_depth q
+		 WHERE q.server = m.server AND d.direction = 'push') queue ON true
+	WHERE s.model IS NOT NULL OR last.status IS NOT NULL;
+COMMENT ON VIEW @extschema@.possync_status IS 'how every tree is doing in every direction: state, complete up to, lag, queue, last success and error, next run';
+GRANT SELECT ON @extschema@.possync_status TO PUBLIC;

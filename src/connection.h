@@ -209,9 +209,11 @@ typedef struct PosConnectionOps
 	 * Carries out all steps in one remote transaction and one round trip, or
 	 * none of them.  An error leaves the session usable unless the connection
 	 * is lost; then the steps may have been carried out or not, and have to
-	 * be repeated.
+	 * be repeated.  pending is true after an error if that is so, and false
+	 * if it is known that they have not.
 	 */
-	void		(*write) (PosConnection *connection, PosStep **steps, int nsteps);
+	void		(*write) (PosConnection *connection, PosStep **steps, int nsteps,
+						  bool *pending);
 
 	/* Bytes received since begin */
 	uint64		(*received) (PosConnection *connection);

@@ -112,6 +112,11 @@ typedef struct PosPgSession
 	bool		header;			/* and its header was read */
 	const char *command;		/* last command sent, for messages */
 
+	/* of a write */
+	bool	   *pending;		/* see connection.h */
+	bool		repeated;		/* it has been sent before, on a connection
+								 * that was lost */
+
 	/* bookkeeping of postgres_session.c */
 	bool		invalid;		/* options changed: connect anew at next get */
 	int			busy;			/* a function is at work, called at this
@@ -180,7 +185,8 @@ extern bool pos_pg_query_probed(PosPgSession *session, PosTable *table);
 extern List *pos_pg_expect_tables(PosConnection *connection, PosTable **tables,
 								  int ntables);
 extern void pos_pg_write(PosConnection *connection, PosStep **steps,
-						 int nsteps);
+						 int nsteps,
+						 bool *pending);
 
 /* in postgres_convert.c */
 extern bool pos_pg_convertible(PosPgAttribute *attribute, PosColumn *column);

@@ -119,19 +119,33 @@ models_json(PosRun *run, bool failed, PosCounts *total)
 	return buf.data;
 }
 
+/*
+ * Whether a run that found nothing may be noted in the row of the one before
+ * that found nothing, too: set by processes that do little else all day.
+ */
+bool		pos_history_merge_idle = false;
+
+/* How long one row of history may stand for runs that found nothing, in ms */
+#define IDLE_MS			(60 * 60 * 1000)
+
+/* The last run of this process that found nothing, and of what */
+static int32 idle_run = 0;
+static TimestampTz idle_since;
+static char idle_model[NAMEDATALEN * 2];
+
 /* The row of history, and where its values come from */
 #define ROW_COLUMNS \
 	"id, model, server, direction, status, started_at, finished_at," \
 	" rows_read, rows_created, rows_matched, rows_updated, rows_unchanged," \
 	" rows_left_out, bytes_received, position, models, error, sqlstate," \
-	" error_detail, error_hint, error_context"
+	" error_detail, error_hint, error_context, runs"
 #define ROW_VALUES \
 	"$1 AS id, $2 AS model, $3 AS server, $4 AS direction, $5 AS status," \
 	" $6 AS started_at, $7 AS finished_at, $8 AS rows_read," \
 	" $9 AS rows_created, $10 AS rows_matched, $11 AS rows_updated," \
 	" $12 AS rows_unchanged, $13 AS rows_left_out, $14 AS bytes_received," \
 	" $15 AS position, $16::jsonb AS models, $17 AS error, $18 AS sqlstate," \
-	" $19 AS error_detail, $20 AS error_hint, $21 AS error_context"
+	" $19 AS error_detail, $20 AS error_hint, $21 AS error_context, 1 AS runs"
 
 #define SET_TEXT(i, string) \
 	do { \
@@ -139,6 +153,50 @@ models_json(PosRun *run, bool failed, PosCounts *total)
 		if ((string) != NULL) \
 			values[i] = CStringGetTextDatum(string); \
 	} while (0)
+
+/* Whether a run found nothing, and nothing has to be said of it. */
+static bool
+is_idle(PosRun *run, PosCounts *total, ErrorData *error)
+{
+	return error == NULL && !run->dry && total->read + total->left_out == 0;
+}
+
+/*
+ * Notes a run that found nothing in the row of the last one that did.  Returns
+ * false if there is none.
+ */
+static bool
+merge_idle(PosRun *run, const char *model, TimestampTz started)
+{
+	Oid			types[] = {INT4OID, TIMESTAMPTZOID, INT8OID};
+	Datum		values[3];
+	char		nulls[4] = "   ";
+
+	if (!pos_history_merge_idle)
+		return false;
+	if (idle_run != 0 && strcmp(idle_model, model) == 0 &&
+		!TimestampDifferenceExceeds(idle_since, started, IDLE_MS))
+	{
+		values[0] = Int32GetDatum(idle_run);
+		values[1] = TimestampTzGetDatum(run->snapshot.complete);
+		nulls[1] = run->has_snapshot ? ' ' : 'n';
+		values[2] = Int64GetDatum((int64) run->received);
+		if (pos_store_execute("UPDATE @.synchronize_history"
+							  " SET runs = runs + 1, position = $2,"
+							  " finished_at = pg_catalog.clock_timestamp(),"
+							  " bytes_received = bytes_received + $3"
+							  " WHERE id = $1 AND NOT EXISTS"
+							  " (SELECT 1 FROM @.synchronize_history n"
+							  " WHERE n.model = synchronize_history.model"
+							  " AND n.direction = 'pull' AND n.id > $1)"
+							  " RETURNING *", 3, types, values, nulls) == 1)
+			return true;
+	}
+	idle_run = run->id;
+	idle_since = started;
+	strlcpy(idle_model, model, sizeof(idle_model));
+	return false;
+}
 
 /*
  * Writes the row of a finished run and returns it as a composite value, in
@@ -187,10 +245,11 @@ pos_history_record(PosRun *run, const char *model, TimestampTz started,
 	SET_TEXT(19, error ? error->hint : NULL);
 	SET_TEXT(20, error ? error->context : NULL);
 
-	pos_store_execute(run->dry ? "SELECT " ROW_VALUES :
-					  "INSERT INTO @.synchronize_history (" ROW_COLUMNS ")"
-					  " OVERRIDING SYSTEM VALUE SELECT " ROW_VALUES
-					  " RETURNING *", 21, types, values, nulls);
+	if (!is_idle(run, &total, error) || !merge_idle(run, model, started))
+		pos_store_execute(run->dry ? "SELECT " ROW_VALUES :
+						  "INSERT INTO @.synchronize_history (" ROW_COLUMNS ")"
+						  " OVERRIDING SYSTEM VALUE SELECT " ROW_VALUES
+						  " RETURNING *", 21, types, values, nulls);
 
 	/* as of the table's own type, not a record that only this session knows */
 	desc = lookup_rowtype_tupdesc_copy(get_rel_type_id(pos_store_relid("synchronize_history")),

@@ -1,21 +1,56 @@
 /*
  * possync.c
- *		Loading of the module.
+ *		Loading of the module, and its settings.
  */
 #include "possync.h"
 
+#include <limits.h>
+
 #include "fault.h"
 #include "fmgr.h"
+#include "launcher.h"
+#include "miscadmin.h"
+#include "shared.h"
 #include "utils/guc.h"
 
 PG_MODULE_MAGIC;
 
+int			pos_history_keep;
+int			pos_retry_max;
+int			pos_retry_slow;
+
 void		_PG_init(void);
+
+static void
+define_settings(void)
+{
+	DefineCustomIntVariable("possync.history_keep",
+							"How long rows of synchronize_history are kept.",
+							"Scheduled jobs trim it; -1 keeps them for ever.",
+							&pos_history_keep, 30 * 24 * 60, -1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
+	DefineCustomIntVariable("possync.retry_max",
+							"The longest wait before a job whose server cannot be reached is tried again.",
+							"It begins with a second and doubles with every failure.",
+							&pos_retry_max, 60, 1, 24 * 60 * 60,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("possync.retry_slow",
+							"The wait before a job is tried again that failed for a reason that does not pass.",
+							"Changed configuration ends it.",
+							&pos_retry_slow, 600, 1, 24 * 60 * 60,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+}
 
 /* Called by PostgreSQL when the module is loaded. */
 void
 _PG_init(void)
 {
 	pos_fault_init();
+	define_settings();
 	MarkGUCPrefixReserved("possync");
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	pos_shared_init();
+	pos_vacate_init();
+	pos_launcher_register();
 }

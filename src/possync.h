@@ -10,4 +10,9 @@
 
 #include "postgres.h"
 
+/* Settings, in possync.c */
+extern int	pos_history_keep;	/* minutes; -1: for ever */
+extern int	pos_retry_max;		/* seconds */
+extern int	pos_retry_slow;		/* seconds */
+
 #endif							/* POSSYNC_H */

@@ -19,6 +19,7 @@
 #define COMMAND_SHOWN 500
 
 pos_noreturn static void connect_failed(PosPgSession *session);
+static char *plain_message(const char *message, int *code);
 static int	wait_socket(PGconn *conn, int events, TimestampTz deadline);
 static TimestampTz deadline_after(int timeout);
 static void receive(PosPgSession *session);
@@ -30,8 +31,9 @@ static void forget_result(PosPgSession *session);
  * Connects a session.
  *
  * libpq's own connect_timeout only works in its blocking functions, so the
- * deadline is kept here; it holds for all hosts together.  Errors are
- * ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION with libpq's message.
+ * deadline is kept here; it holds for all hosts together.  Errors have the
+ * server's SQLSTATE if it said one, else
+ * ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION, and libpq's message.
  */
 void
 pos_pg_connect(PosPgSession *session)
@@ -55,6 +57,7 @@ pos_pg_connect(PosPgSession *session)
 				 errmsg("out of memory")));
 	}
 	session->state = POS_PG_IDLE;
+	(void) PQsetErrorVerbosity(session->conn, PQERRORS_VERBOSE);
 
 	if (PQstatus(session->conn) == CONNECTION_BAD)
 		connect_failed(session);
@@ -77,6 +80,7 @@ pos_pg_connect(PosPgSession *session)
 		status = PQconnectPoll(session->conn);
 	}
 
+	(void) PQsetErrorVerbosity(session->conn, PQERRORS_DEFAULT);
 	pos_pg_options_check_connected(session->mapping, session->conn);
 
 	if (PQsetnonblocking(session->conn, 1) != 0)
@@ -280,12 +284,72 @@ pos_pg_error(PosPgSession *session)
 static void
 connect_failed(PosPgSession *session)
 {
+	int			code = ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION;
+	char	   *detail = plain_message(PQerrorMessage(session->conn), &code);
+
 	ereport(ERROR,
-			(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
+			(errcode(code),
 			 errmsg("could not connect to server \"%s\"",
 					session->base.server->servername),
-			 errdetail_internal("%s",
-								pchomp(PQerrorMessage(session->conn)))));
+			 errdetail_internal("%s", detail)));
+}
+
+/* Whether a line tells a place in the source, as in "file.c:123". */
+static bool
+is_location(const char *line, size_t len)
+{
+	size_t		digits = 0;
+
+	while (len > 0 && line[len - 1] >= '0' && line[len - 1] <= '9')
+	{
+		len--;
+		digits++;
+	}
+	return digits > 0 && len > 3 && strncmp(line + len - 3, ".c:", 3) == 0;
+}
+
+/* Whether an SQLSTATE and what follows it begins at p. */
+static bool
+is_sqlstate(const char *p)
+{
+	return strspn(p, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") == 5 &&
+		p[5] == ':' && p[6] == ' ';
+}
+
+/*
+ * Returns a message about a failed connection without what it is verbose for,
+ * and puts the server's SQLSTATE, if there is one, into code.  libpq tells that
+ * in no other way.
+ */
+static char *
+plain_message(const char *message, int *code)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	while (*message != '\0')
+	{
+		size_t		len = strcspn(message, "\n");
+		const char *state = NULL;
+
+		for (size_t i = 2; i < len && state == NULL; i++)
+			if (strncmp(message + i - 2, "  ", 2) == 0 && is_sqlstate(message + i))
+				state = message + i;
+		if (state != NULL)
+		{
+			*code = MAKE_SQLSTATE(state[0], state[1], state[2], state[3], state[4]);
+			appendBinaryStringInfo(&buf, message, state - message);
+			appendBinaryStringInfo(&buf, state + 7, len - (state + 7 - message));
+			appendStringInfoChar(&buf, '\n');
+		}
+		else if (!is_location(message, len))
+		{
+			appendBinaryStringInfo(&buf, message, len);
+			appendStringInfoChar(&buf, '\n');
+		}
+		message += len + (message[len] == '\n' ? 1 : 0);
+	}
+	return pchomp(buf.data);
 }
 
 /*

@@ -363,6 +363,7 @@ leave(PosPgSession *session)
 		session->result = error;
 		if (PQstatus(session->conn) == CONNECTION_OK)
 		{
+			*session->pending = session->repeated;
 			pos_pg_session_end(session, "ROLLBACK");
 			pos_pg_session_leave(session);
 		}
@@ -444,6 +445,7 @@ try_write(PosPgSession *session, PosStep **steps, int nsteps, bool kept)
 	bool		ending = session->state == POS_PG_ENDING;
 	bool		sent;
 
+	*session->pending = true;
 	session->command = "BEGIN";
 	sent = PQenterPipelineMode(session->conn) && send(session, "BEGIN", NULL) &&
 		send(session, pos_pg_query_settings(session, true), NULL);
@@ -510,7 +512,8 @@ know_tables(PosPgSession *session, PosStep **steps, int nsteps)
 
 /* See connection.h: write */
 void
-pos_pg_write(PosConnection *connection, PosStep **steps, int nsteps)
+pos_pg_write(PosConnection *connection, PosStep **steps, int nsteps,
+			 bool *pending)
 {
 	PosPgSession *session = (PosPgSession *) connection;
 
@@ -519,14 +522,22 @@ pos_pg_write(PosConnection *connection, PosStep **steps, int nsteps)
 	pos_pg_session_enter(session);
 	session->level = GetCurrentTransactionNestLevel();
 	session->received = 0;
+	session->pending = pending;
+	session->repeated = false;
+	*pending = false;
 	if (session->state == POS_PG_CLOSED ||
 		!try_write(session, steps, nsteps, true))
 	{
+		/* what was sent may have arrived before the connection was lost */
+		session->repeated = *pending;
+		for (int i = 0; i < nsteps; i++)
+			steps[i]->again = steps[i]->again || *pending;
 		pos_pg_session_close(session);
 		know_tables(session, steps, nsteps);
 		pos_pg_session_enter(session);
 		(void) try_write(session, steps, nsteps, false);
 	}
+	*pending = false;
 	pos_pg_session_leave(session);
 }
 

@@ -161,13 +161,14 @@ push_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 	MemoryContextSwitchTo(run->context);
 	push->sent = batch.id;
 	if (steps.nsteps > 0)
-		run->connection->ops->write(run->connection, steps.steps, steps.nsteps);
+		run->connection->ops->write(run->connection, steps.steps, steps.nsteps,
+									&push->pending);
 	push->sent = 0;
 	pos_fault_point("push written");
 	pos_batch_confirm(run, &batch);
 	pos_quarantine_arrived(run, ntxids, txids);
 	count(push, run, &steps);
-	pos_transaction_commit();
+	pos_transaction_commit_lazily();	/* else it is sent again */
 	pos_fault_point("push confirmed");
 }
 
@@ -179,6 +180,7 @@ try_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 
 	push->culprit.model = 0;
 	push->sent = 0;
+	push->pending = true;
 	PG_TRY();
 	{
 		push_batch(push, ntxids, txids, attempt);
@@ -193,7 +195,7 @@ try_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 	PG_END_TRY();
 	if (error != NULL && !pos_careful_is_content(error->sqlerrcode))
 		ReThrowError(error);
-	if (error != NULL && push->sent != 0)
+	if (error != NULL && push->sent != 0 && !push->pending)
 	{
 		pos_transaction_begin();
 		pos_batch_refused(push->sent);
@@ -300,8 +302,7 @@ release_due(PosPush *push)
 static void
 push_all(PosPush *push)
 {
-	MemoryContext batch = AllocSetContextCreate(TopMemoryContext,
-												"possync batch",
+	MemoryContext batch = AllocSetContextCreate(push->memory, "possync batch",
 												ALLOCSET_DEFAULT_SIZES);
 	Datum	   *txids;
 	int			n;
@@ -322,10 +323,9 @@ push_all(PosPush *push)
 void
 pos_push_run(PosPush *push)
 {
-	push->context = AllocSetContextCreate(TopMemoryContext, "possync push",
+	push->context = AllocSetContextCreate(push->memory, "possync push",
 										  ALLOCSET_DEFAULT_SIZES);
-	push->errors = AllocSetContextCreate(TopMemoryContext,
-										 "possync push errors",
+	push->errors = AllocSetContextCreate(push->memory, "possync push errors",
 										 ALLOCSET_DEFAULT_SIZES);
 	push_all(push);
 	if (release_due(push))

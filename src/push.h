@@ -119,7 +119,9 @@ extern void pos_batch_refused(int32 id);
 /* A whole push, over all of its transactions */
 typedef struct PosPush
 {
+	MemoryContext memory;		/* of everything here */
 	char	   *root;
+	char	   *server;
 	int32		history;		/* its row there */
 	int64		from;			/* where to look for entries, see batch.c */
 	PosCounts	counts;			/* of what has arrived */
@@ -128,6 +130,7 @@ typedef struct PosPush
 	MemoryContext errors;
 	PosCulprit	culprit;		/* of the last batch that failed */
 	int32		sent;			/* the batch on its way, or 0 */
+	bool		pending;		/* it may have arrived */
 } PosPush;
 
 /* in quarantine.c */

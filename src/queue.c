@@ -25,6 +25,7 @@
 #include "miscadmin.h"
 #include "model.h"
 #include "queue.h"
+#include "shared.h"
 #include "store.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
@@ -491,6 +492,7 @@ enqueue(Capture *capture, char operation, TupleTableSlot *slot,
 
 	tuple = heap_form_tuple(RelationGetDescr(queue), values, nulls);
 	CatalogTupleInsert(queue, tuple);
+	pos_shared_wake_at_commit(POS_WAKE_QUEUED);
 	table_close(queue, NoLock);
 }
 

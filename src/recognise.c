@@ -211,6 +211,7 @@ match(PosRun *run, PosModel *model)
 	PosSteps	steps = {0};
 	PosStep    *step = pos_steps_add(&steps, model, POS_STEP_MATCH);
 	Found		found = {.step = step};
+	bool		pending;		/* nothing is changed there */
 	Datum	   *values;
 	bool	   *nulls;
 
@@ -234,7 +235,8 @@ match(PosRun *run, PosModel *model)
 	pos_steps_close(&steps);
 	if (step->nrows == 0)
 		return;
-	run->connection->ops->write(run->connection, steps.steps, steps.nsteps);
+	run->connection->ops->write(run->connection, steps.steps, steps.nsteps,
+								&pending);
 	mark_rows(run, model, link_found, &found);
 }
 
@@ -329,6 +331,7 @@ pos_recognise_batch(PosRun *run, PosBatch *batch)
 {
 	PosSteps	steps = {0};
 	Keys	   *keys = palloc0(list_length(batch->models) * sizeof(Keys));
+	bool		pending;		/* keys that were made and not told are lost */
 	ListCell   *lc;
 
 	foreach(lc, batch->models)
@@ -336,7 +339,8 @@ pos_recognise_batch(PosRun *run, PosBatch *batch)
 	foreach(lc, batch->models)
 		keys[foreach_current_index(lc)].step = keys_step(run, lfirst(lc), &steps);
 	if (steps.nsteps > 0)
-		run->connection->ops->write(run->connection, steps.steps, steps.nsteps);
+		run->connection->ops->write(run->connection, steps.steps, steps.nsteps,
+									&pending);
 	for (int i = 0; i < steps.nsteps; i++)
 		check_keys(steps.steps[i]);
 	foreach(lc, batch->models)

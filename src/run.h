@@ -151,6 +151,7 @@ extern void pos_quarantine_store(PosRun *run);
 extern void pos_quarantine_close(PosRun *run);
 
 /* in history.c */
+extern bool pos_history_merge_idle;
 extern int32 pos_history_next_id(void);
 extern Datum pos_history_record(PosRun *run, const char *model,
 								TimestampTz started, ErrorData *error);

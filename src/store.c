@@ -39,7 +39,14 @@ static HTAB *plans = NULL;
 void
 pos_store_init(Oid function)
 {
-	schema_oid = get_func_namespace(function);
+	pos_store_init_schema(get_func_namespace(function));
+}
+
+/* Remembers the schema of the extension. */
+void
+pos_store_init_schema(Oid schema)
+{
+	schema_oid = schema;
 	strlcpy(schema_sql, quote_identifier(get_namespace_name(schema_oid)),
 			sizeof(schema_sql));
 }

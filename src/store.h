@@ -9,6 +9,7 @@
 
 /* in store.c */
 extern void pos_store_init(Oid function);
+extern void pos_store_init_schema(Oid schema);
 extern const char *pos_store_schema(void);
 extern Oid	pos_store_schema_oid(void);
 extern Oid	pos_store_relid(const char *table);

@@ -9,6 +9,7 @@
 #include "executor/spi.h"
 #include "pgstat.h"
 #include "transaction.h"
+#include "utils/guc.h"
 #include "utils/snapmgr.h"
 
 /* Begins a transaction in which statements can be run. */
@@ -30,4 +31,16 @@ pos_transaction_commit(void)
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	pgstat_report_stat(false);
+}
+
+/*
+ * Commits a transaction that may be lost in a crash of the server, but not
+ * halved: nobody waits for the disk.
+ */
+void
+pos_transaction_commit_lazily(void)
+{
+	(void) set_config_option("synchronous_commit", "off", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+	pos_transaction_commit();
 }

@@ -8,5 +8,6 @@
 /* in transaction.c */
 extern void pos_transaction_begin(void);
 extern void pos_transaction_commit(void);
+extern void pos_transaction_commit_lazily(void);
 
 #endif							/* POSSYNC_TRANSACTION_H */

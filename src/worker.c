@@ -1,11 +1,12 @@
 /*
  * worker.c
- *		The background worker that carries out a push.
+ *		A push from its turn to its row in history, in a background worker.
  *
  * A push needs transactions of its own, so it cannot run in that of its caller:
  * the caller starts a worker, waits for its end, and reads what it left in
  * history, under a number that the caller reserved.  The worker runs as the
- * caller's role.  It needs no shared_preload_libraries.
+ * caller's role.  It needs no shared_preload_libraries.  Pushes that are
+ * scheduled run in a process that is there already, see runner.c.
  *
  * One push at a time goes to a server; another one waits for its turn.
  */
@@ -98,11 +99,11 @@ pos_worker_push(Oid function, int16 model, int32 history)
 }
 
 /*
- * Values are sent as text that every session writes and reads alike; names in
- * them are qualified.
+ * Makes a process fit for pushing: values are sent as text that every session
+ * writes and reads alike, and names in them are qualified.
  */
-static void
-pin_settings(void)
+void
+pos_worker_pin_settings(void)
 {
 	SetConfigOption("search_path", "pg_catalog", PGC_USERSET, PGC_S_OVERRIDE);
 	SetConfigOption("lc_monetary", "C", PGC_USERSET, PGC_S_OVERRIDE);
@@ -117,32 +118,26 @@ pin_settings(void)
 }
 
 /*
- * Waits for its turn with the server, which ends with the worker.  The lock is
- * of the advisory kind, as others do not outlive an abort; its last field is
- * not one that SQL functions use.
+ * The turn with a server.  The lock is of the advisory kind, as others do not
+ * outlive an abort; its last field is not one that SQL functions use.
  */
 static void
-take_turn(const char *server)
+set_turn(LOCKTAG *tag, Oid server)
 {
-	LOCKTAG		tag;
-
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, ForeignServerRelationId,
-						 GetForeignServerByName(server, false)->serverid, 3);
-	(void) LockAcquire(&tag, ExclusiveLock, true, false);
+	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, ForeignServerRelationId, server, 3);
 }
 
 /*
  * Finds the root, waits for the turn, and notes in history that the push runs.
  * Pushes that still seem to run have ended without a word.
  */
-static char *
-start(Order *order, char **server)
+static void
+start(PosPush *push, int16 model, LOCKTAG *turn)
 {
 	Oid			types[] = {INT2OID};
-	Datum		values[] = {Int16GetDatum(order->model)};
+	Datum		values[] = {Int16GetDatum(model)};
 	Oid			types2[] = {INT4OID, TEXTOID, TEXTOID};
 	Datum		values2[3];
-	char	   *root;
 
 	pos_transaction_begin();
 	if (pos_store_execute("SELECT name, server FROM @.synchronize_model"
@@ -150,19 +145,20 @@ start(Order *order, char **server)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("the model to be pushed does not exist any more")));
-	root = MemoryContextStrdup(TopMemoryContext,
-							   SPI_getvalue(SPI_tuptable->vals[0],
-											SPI_tuptable->tupdesc, 1));
-	*server = MemoryContextStrdup(TopMemoryContext,
-								  SPI_getvalue(SPI_tuptable->vals[0],
-											   SPI_tuptable->tupdesc, 2));
-	take_turn(*server);
+	push->root = MemoryContextStrdup(push->memory,
+									 SPI_getvalue(SPI_tuptable->vals[0],
+												  SPI_tuptable->tupdesc, 1));
+	push->server = MemoryContextStrdup(push->memory,
+									   SPI_getvalue(SPI_tuptable->vals[0],
+													SPI_tuptable->tupdesc, 2));
+	set_turn(turn, GetForeignServerByName(push->server, false)->serverid);
+	(void) LockAcquire(turn, ExclusiveLock, true, false);
 	pos_transaction_commit();
 
 	pos_transaction_begin();
-	values2[0] = Int32GetDatum(order->history);
-	values2[1] = CStringGetTextDatum(root);
-	values2[2] = CStringGetTextDatum(*server);
+	values2[0] = Int32GetDatum(push->history);
+	values2[1] = CStringGetTextDatum(push->root);
+	values2[2] = CStringGetTextDatum(push->server);
 	pos_store_execute("UPDATE @.synchronize_history SET status = 'interrupted',"
 					  " finished_at = pg_catalog.clock_timestamp()"
 					  " WHERE status = 'running' AND direction = 'push'"
@@ -173,7 +169,6 @@ start(Order *order, char **server)
 					  " ($1, $2, $3, 'push', 'running', pg_catalog.clock_timestamp())",
 					  3, types2, values2, NULL);
 	pos_transaction_commit();
-	return root;
 }
 
 /*
@@ -206,7 +201,7 @@ close_batches(const char *server, int32 history)
 
 /* Notes in history how the push ended, and closes batches that arrived. */
 static void
-finish(PosPush *push, const char *server, ErrorData *error)
+finish(PosPush *push, ErrorData *error)
 {
 	Oid			types[] = {
 		INT4OID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID,
@@ -248,40 +243,36 @@ finish(PosPush *push, const char *server, ErrorData *error)
 					  " error_context = $13 WHERE id = $1",
 					  13, types, values, nulls);
 	if (error == NULL)
-		close_batches(server, push->history);
+		close_batches(push->server, push->history);
 	pos_transaction_commit();
 }
 
-/* The worker's main function. */
-void
-possync_worker_main(Datum argument)
+/*
+ * Carries out a push under a number reserved in history.  Must be called outside
+ * of a transaction.  Returns the error it failed with, in the current memory
+ * context, or NULL; a process that is told to end raises it.
+ */
+ErrorData *
+pos_worker_run(int16 model, int32 history)
 {
-	Order		order;
-	PosPush    *push;
-	char	   *server;
+	MemoryContext context = CurrentMemoryContext;
+	MemoryContext memory = AllocSetContextCreate(context,
+												 "possync whole push",
+												 ALLOCSET_DEFAULT_SIZES);
+	PosPush    *push = MemoryContextAllocZero(memory, sizeof(PosPush));
+	LOCKTAG		turn;
 	ErrorData  *volatile error = NULL;
 
-	memcpy(&order, MyBgworkerEntry->bgw_extra, sizeof(order));
-	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, die);
-	BackgroundWorkerUnblockSignals();
-	BackgroundWorkerInitializeConnectionByOid(order.database, order.role, 0);
-	pin_settings();
-	pgstat_report_activity(STATE_RUNNING, "pushing");
-
-	push = MemoryContextAllocZero(TopMemoryContext, sizeof(PosPush));
-	StartTransactionCommand();
-	pos_store_init(order.function);
-	CommitTransactionCommand();
-	push->root = start(&order, &server);
-	push->history = order.history;
+	push->memory = memory;
+	push->history = history;
+	start(push, model, &turn);
 	PG_TRY();
 	{
 		pos_push_run(push);
 	}
 	PG_CATCH();
 	{
-		MemoryContextSwitchTo(TopMemoryContext);
+		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
 		if (ProcDiePending)
 			PG_RE_THROW();
@@ -289,6 +280,31 @@ possync_worker_main(Datum argument)
 		AbortOutOfAnyTransaction();
 	}
 	PG_END_TRY();
-	finish(push, server, error);
+	finish(push, error);
+	(void) LockRelease(&turn, ExclusiveLock, true);
+	MemoryContextSwitchTo(context);
+	MemoryContextDelete(memory);
+	return error;
+}
+
+/* The worker's main function. */
+void
+possync_worker_main(Datum argument)
+{
+	Order		order;
+
+	memcpy(&order, MyBgworkerEntry->bgw_extra, sizeof(order));
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(order.database, order.role, 0);
+	pos_worker_pin_settings();
+	pgstat_report_activity(STATE_RUNNING, "pushing");
+
+	StartTransactionCommand();
+	pos_store_init(order.function);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(TopMemoryContext);
+	(void) pos_worker_run(order.model, order.history);
 	proc_exit(0);
 }

@@ -7,5 +7,7 @@
 
 /* in worker.c */
 extern void pos_worker_push(Oid function, int16 model, int32 history);
+extern void pos_worker_pin_settings(void);
+extern ErrorData *pos_worker_run(int16 model, int32 history);
 
 #endif							/* POSSYNC_WORKER_H */

@@ -29,17 +29,23 @@ SELECT results_eq(
 	  ('possync_capture', ''),
 	  ('possync_discard', 'id bigint, because text'),
 	  ('possync_explain', 'relation regclass, key text'),
+	  ('possync_pause', 'model text DEFAULT NULL::text, direction text DEFAULT NULL::text, server name DEFAULT NULL::name'),
+	  ('possync_processes', 'OUT pid integer, OUT kind text, OUT database oid, OUT role oid, OUT server oid, OUT direction text'),
 	  ('possync_pull', 'model text, dry_run boolean DEFAULT false, on_error text DEFAULT ''report''::text, "full" boolean DEFAULT false'),
 	  ('possync_push', 'model text, on_error text DEFAULT ''report''::text'),
 	  ('possync_queue', 'model text, operations text[] DEFAULT ''{insert,update,delete}''::text[]'),
 	  ('possync_refuse_truncate', ''),
 	  ('possync_remove_model', 'model text, forget boolean DEFAULT false'),
+	  ('possync_reset_counters', 'model text'),
 	  ('possync_resolve', 'id bigint, candidate text'),
+	  ('possync_resume', 'model text DEFAULT NULL::text, direction text DEFAULT NULL::text, server name DEFAULT NULL::name'),
 	  ('possync_retry', 'id bigint'),
+	  ('possync_schedule', 'model text, direction text, every interval DEFAULT ''00:01:00''::interval, jitter interval DEFAULT NULL::interval'),
 	  ('possync_set_field', 'model text, field name, copy boolean DEFAULT NULL::boolean, match boolean DEFAULT NULL::boolean, remote text DEFAULT NULL::text, fixed text DEFAULT NULL::text'),
 	  ('possync_set_model', 'model text, name text DEFAULT NULL::text, remote text DEFAULT NULL::text, on_unknown text DEFAULT NULL::text, on_match text DEFAULT NULL::text, change_columns text[] DEFAULT NULL::text[], on_conflict text DEFAULT NULL::text'),
 	  ('possync_tree', 'model text, fields boolean DEFAULT true'),
-	  ('possync_unqueue', 'model text')$$,
+	  ('possync_unqueue', 'model text'),
+	  ('possync_unschedule', 'model text, direction text DEFAULT NULL::text')$$,
 	'functions, their arguments and defaults');
 SELECT is_empty(
 	$$SELECT oid::regprocedure FROM functions WHERE proname !~ '^_?possync_'$$,
@@ -63,7 +69,8 @@ SELECT is_empty(
 SELECT bag_eq(
 	$$SELECT proname FROM functions WHERE prolang = (SELECT oid FROM pg_language WHERE lanname = 'c')$$,
 	$$VALUES ('possync_pull'::name), ('possync_postgres_validator'), ('possync_push'), ('possync_capture'),
-	  ('_possync_forget_captures'), ('possync_retry'), ('possync_resolve'), ('possync_discard'), ('possync_explain')$$,
+	  ('_possync_forget_captures'), ('possync_retry'), ('possync_resolve'), ('possync_discard'), ('possync_explain'),
+	  ('_possync_wake'), ('possync_processes'), ('_possync_is_preloaded')$$,
 	'but those in C');
 SELECT bag_eq(
 	$$SELECT proname FROM functions WHERE NOT has_function_privilege('api_nobody', oid, 'EXECUTE')$$,
@@ -78,11 +85,11 @@ SELECT is((SELECT format_type(prorettype, NULL) FROM functions WHERE proname = '
 -- Tables
 SELECT results_eq(
 	$$SELECT relname::text COLLATE "default", relkind::text FROM relations WHERE relkind <> 'S' ORDER BY relname COLLATE "C"$$,
-	$$VALUES ('_possync_foreign_key', 'v'), ('possync_quarantine', 'v'), ('possync_queue_depth', 'v'), ('possync_reference', 'v'),
-	  ('synchronize_batch', 'r'), ('synchronize_child', 'r'), ('synchronize_field', 'r'),
+	$$VALUES ('_possync_foreign_key', 'v'), ('possync_counters', 'v'), ('possync_quarantine', 'v'), ('possync_queue_depth', 'v'), ('possync_reference', 'v'),
+	  ('possync_status', 'v'), ('synchronize_batch', 'r'), ('synchronize_child', 'r'), ('synchronize_counter', 'r'), ('synchronize_field', 'r'),
 	  ('synchronize_held', 'r'), ('synchronize_history', 'r'), ('synchronize_model', 'r'),
 	  ('synchronize_position', 'r'), ('synchronize_quarantine', 'r'), ('synchronize_queue', 'r'),
-	  ('synchronize_translation', 'r')$$,
+	  ('synchronize_schedule', 'r'), ('synchronize_translation', 'r')$$,
 	'tables and views');
 SELECT is_empty($$SELECT relname FROM relations WHERE relnamespace <> 'somewhere'::regnamespace$$,
 	'all in the schema that was asked for');
@@ -101,9 +108,13 @@ SELECT bag_eq(
 	  WHERE relkind <> 'S' AND has_table_privilege('api_nobody', oid, p)$$,
 	$$SELECT t, p FROM (VALUES
 		('_possync_foreign_key', '{SELECT}'::text[]),
+		('possync_counters', '{SELECT}'),
 		('possync_quarantine', '{SELECT}'),
 		('possync_queue_depth', '{SELECT}'),
 		('possync_reference', '{SELECT}'),
+		('possync_status', '{SELECT}'),
+		('synchronize_schedule', '{DELETE}'),
+		('synchronize_counter', '{SELECT}'),
 		('synchronize_child', '{SELECT,INSERT,UPDATE,DELETE}'),
 		('synchronize_field', '{SELECT,INSERT,UPDATE,DELETE}'),
 		('synchronize_model', '{SELECT,INSERT,UPDATE,DELETE}'),

@@ -107,7 +107,7 @@ fails('down', sub { $proxy->down }, $pass,
 fails('wrong password',
 	till("ALTER USER MAPPING FOR CURRENT_USER SERVER hq OPTIONS (SET password 'Zq7-no')"),
 	till("ALTER USER MAPPING FOR CURRENT_USER SERVER hq OPTIONS (SET password '$password')"),
-	sqlstate => qr/^08001$/, error => $connect, detail => qr/password authentication failed for user "clerk"/s);
+	sqlstate => qr/^28P01$/, error => $connect, detail => qr/password authentication failed for user "clerk"/s);
 fails('unknown host',
 	till("ALTER SERVER hq OPTIONS (SET host 'no-such-host.invalid')"),
 	till("ALTER SERVER hq OPTIONS (SET host '127.0.0.1')"),
@@ -115,7 +115,7 @@ fails('unknown host',
 fails('unknown database',
 	till("ALTER SERVER hq OPTIONS (SET dbname 'nowhere')"),
 	till("ALTER SERVER hq OPTIONS (SET dbname 'postgres')"),
-	sqlstate => qr/^08001$/, error => $connect, detail => qr/database "nowhere" does not exist/s);
+	sqlstate => qr/^3D000$/, error => $connect, detail => qr/database "nowhere" does not exist/s);
 fails('wrong port',
 	till("ALTER SERVER hq OPTIONS (SET port '1')"),
 	till("ALTER SERVER hq OPTIONS (SET port '" . $proxy->port . "')"),
@@ -124,14 +124,14 @@ fails('nothing answers', sub { $proxy->blackhole }, $pass,
 	sqlstate => qr/^08001$/, error => $connect, detail => qr/within 2 seconds/, hint => qr/connect_timeout/);
 fails('no connection left',
 	master('ALTER ROLE clerk CONNECTION LIMIT 0'), master('ALTER ROLE clerk CONNECTION LIMIT -1'),
-	sqlstate => qr/^08001$/, error => $connect, detail => qr/too many connections for role "clerk"/s);
+	sqlstate => qr/^53300$/, error => $connect, detail => qr/too many connections for role "clerk"/s);
 fails('no answer, for less than a second',
 	sub { $proxy->blackhole; $till->safe_psql('postgres', "ALTER SERVER hq OPTIONS (SET connect_timeout '400ms')") },
 	sub { $pass->(); $till->safe_psql('postgres', "ALTER SERVER hq OPTIONS (SET connect_timeout '2')") },
 	sqlstate => qr/^08001$/, error => $connect, detail => qr/within 400 ms/, hint => qr/connect_timeout/);
 fails('may not connect',
 	master('ALTER ROLE clerk NOLOGIN'), master('ALTER ROLE clerk LOGIN'),
-	sqlstate => qr/^08001$/, error => $connect, detail => qr/not permitted to log in/s);
+	sqlstate => qr/^28000$/, error => $connect, detail => qr/not permitted to log in/s);
 fails('the master is stopped', sub { $master->stop('immediate') }, sub { $master->start },
 	sqlstate => qr/^08001$/, error => $connect);
 

@@ -22,6 +22,7 @@ $till->safe_psql('postgres', <<'EOC');
 SELECT * FROM possync_add_model('product', server => 'hq');
 SELECT * FROM possync_add_model('price_list', server => 'hq');
 SELECT * FROM possync_add_model('doubtful', server => 'hq');
+SELECT possync_schedule('product', 'pull', every => '5 minutes');
 SELECT possync_set_field('unit', 'symbol', match => true);
 SELECT possync_set_field('doubtful', 'name', match => true);
 EOC
@@ -46,6 +47,8 @@ UNION ALL SELECT 'translation', to_jsonb(t) FROM synchronize_translation t
 UNION ALL SELECT 'position', to_jsonb(p) FROM synchronize_position p
 UNION ALL SELECT 'history', to_jsonb(h) FROM synchronize_history h
 UNION ALL SELECT 'quarantine', to_jsonb(q) FROM synchronize_quarantine q
+UNION ALL SELECT 'schedule', to_jsonb(s) FROM synchronize_schedule s
+UNION ALL SELECT 'counter', to_jsonb(c) FROM synchronize_counter c
 UNION ALL SELECT 'sequence', to_jsonb(s) - 'data_type' FROM pg_sequences s WHERE sequencename LIKE 'synchronize%'
 ORDER BY 1, 2
 EOC

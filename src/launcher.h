@@ -1,0 +1,14 @@
+/*
+ * launcher.h
+ *		The processes that run what is scheduled.
+ */
+#ifndef POSSYNC_LAUNCHER_H
+#define POSSYNC_LAUNCHER_H
+
+/* in launcher.c */
+extern void pos_launcher_register(void);
+
+/* in vacate.c */
+extern void pos_vacate_init(void);
+
+#endif							/* POSSYNC_LAUNCHER_H */
