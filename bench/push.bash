@@ -92,38 +92,44 @@ push()
 	forget_sales
 }
 
-# sale: one sale at a time, from its commit until possync_push has returned,
-# in a session that has pushed before; the median as in "nothing"
+# commit_times MASTER|TILL DATABASE: number and time of commit, in us, of every
+# sale
+commit_times()
+{
+	"$1" -d "$2" -F ' ' -c "SELECT number, (extract(epoch FROM
+		pg_xact_commit_timestamp(xmin)) * 1000000)::bigint FROM sale" | sort
+}
+
+# sale: one sale at a time, pushed by the runner as soon as it is committed; the
+# median of the times between its commit here and its commit at the master
 sale()
 {
-	local pushes=10 before i
+	local pushes=20 i before
 
 	wants possync || return 0
 	use_sales possync 1000
 	use_run "$rtt"
-	session_open run
-	: >"$work/output"
-	session_do "$possync_push;"
+	till -d run -o /dev/null -c "SELECT possync_schedule('sale', 'push', every => '1 hour')"
+	until [ "$(till -d run -c 'SELECT count(*) FROM synchronize_queue')" = 0 ]; do
+		sleep 0.1
+	done
 	checkpoint
 	count_trips; before=$REPLY
-	: >"$work/output"
 	start_clock
 	for ((i = 1001; i <= 1000 + pushes; i++)); do
-		session_do "CALL sell($i, $i);"
-		session_do "$(printf '%s\n' '\timing on' "$possync_push;" '\timing off')"
-		echo =end >>"$work/output"
+		till -d run -c "CALL sell($i, $i)"
+		sleep 0.3
 	done
 	stop_clock
 	count_trips
-	session_close
-	if grep -vE '^(ok\||Time: .*|=end)$' "$work/output" >&2; then
-		die "a push failed"
-	fi
 	check_sales possync
-	clock_wall=$(median_time $pushes)
+	clock_wall=$(join <(commit_times till run) <(commit_times master "$hq") |
+		sort -V | tail -n $pushes | awk '{ print $3 - $2 }' | sort -n |
+		awk '{ time[NR] = $1 } END { print time[int((NR + 1) / 2)] }')
 	clock_clients=0
-	record sale "$rtt" possync 1 1 $pushes \
+	record sale "$rtt" possync 1 1 1 \
 		"$(awk "BEGIN { print ($REPLY - $before) / $pushes }")"
+	till -d run -o /dev/null -c "SELECT possync_unschedule('sale')"
 	forget_sales
 }
 

@@ -54,7 +54,8 @@ pos_batch_pick(PosRun *run, int entries, int64 bytes, int64 *from,
 						  " SELECT txid, first, seen, size, EXISTS"
 						  " (SELECT 1 FROM @.synchronize_queue q"
 						  " WHERE q.txid = every.txid AND q.id > seen"
-						  " AND model = ANY ($1)) FROM every"
+						  " AND model = ANY ($1)),"
+						  " (SELECT count(*) FROM seen) = $2 FROM every"
 						  " ORDER BY 5, last", 3, types, values, NULL);
 	*txids = palloc(Max(n, 1) * sizeof(Datum));
 	for (uint64 i = 0; i < n; i++)
@@ -66,6 +67,7 @@ pos_batch_pick(PosRun *run, int entries, int64 bytes, int64 *from,
 		int64		seen = DatumGetInt64(SPI_getbinval(tuple, desc, 3, &isnull));
 		bool		more = DatumGetBool(SPI_getbinval(tuple, desc, 5, &isnull));
 
+		run->full = DatumGetBool(SPI_getbinval(tuple, desc, 6, &isnull));
 		if (more || size >= bytes)
 			next = Min(next, first);
 		else

@@ -151,6 +151,8 @@ push_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 	pos_recognise_batch(run, &batch);
 	pos_batch_open(run, &batch, push->history);
 	pos_steps_batch(run, &batch, &steps);
+	if (push->more || push->lasting)
+		pos_keys_ahead(run, &batch, push->more, &steps);
 	pos_translation_close(run);
 	pos_tree_close(run->tree);
 	pos_fault_point("push bound");
@@ -164,6 +166,7 @@ push_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 		run->connection->ops->write(run->connection, steps.steps, steps.nsteps,
 									&push->pending);
 	push->sent = 0;
+	pos_keys_take(run, &steps);
 	pos_fault_point("push written");
 	pos_batch_confirm(run, &batch);
 	pos_quarantine_arrived(run, ntxids, txids);
@@ -275,6 +278,7 @@ pick(PosPush *push, MemoryContext context, Datum **txids)
 		n = pos_batch_pick(run, BATCH_ENTRIES, BATCH_BYTES, &push->from,
 						   &picked);
 	}
+	push->more = run->full;
 	*txids = MemoryContextAlloc(context, Max(n, 1) * sizeof(Datum));
 	memcpy(*txids, picked, n * sizeof(Datum));
 	pos_tree_close(run->tree);

@@ -98,6 +98,14 @@ extern void pos_steps_end_row(PosSteps *steps);
 extern void pos_steps_close(PosSteps *steps);
 extern void pos_steps_batch(PosRun *run, PosBatch *batch, PosSteps *steps);
 
+/* in keys.c */
+extern bool pos_keys_is_made(PosField *field);
+extern void pos_keys_need(PosRun *run, PosModel *model, int n, PosSteps *steps);
+extern void pos_keys_ahead(PosRun *run, PosBatch *batch, bool more,
+						   PosSteps *steps);
+extern void pos_keys_take(PosRun *run, PosSteps *steps);
+extern char **pos_keys_next(PosRun *run, PosModel *model);
+
 /* in recognise.c */
 extern void pos_recognise_batch(PosRun *run, PosBatch *batch);
 
@@ -124,6 +132,8 @@ typedef struct PosPush
 	char	   *server;
 	int32		history;		/* its row there */
 	int64		from;			/* where to look for entries, see batch.c */
+	bool		lasting;		/* others will follow in this process */
+	bool		more;			/* batches of this kind follow */
 	PosCounts	counts;			/* of what has arrived */
 	uint64		received;
 	MemoryContext context;		/* of the batch at hand */

@@ -240,28 +240,13 @@ match(PosRun *run, PosModel *model)
 	mark_rows(run, model, link_found, &found);
 }
 
-/* The keys made at the remote for a model, and how many are used */
-typedef struct Keys
-{
-	PosStep    *step;			/* NULL: no column is made there */
-	int			used;
-} Keys;
-
-/* Whether a column of a model's key is made at the remote. */
-static bool
-is_made(PosField *field)
-{
-	return !field->copy && field->supplier == NULL && field->fixed == NULL;
-}
-
 /* Gives an unknown row its key at the remote. */
 static int
 assign_key(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 		   void *arg)
 {
-	Keys	   *keys = arg;
+	char	  **made;
 	char	   *texts[INDEX_MAX_KEYS];
-	int			made = 0;
 
 	if ((flags & POS_ROW_UNKNOWN) == 0)
 		return flags;
@@ -271,58 +256,28 @@ assign_key(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 				 errmsg("row %s of \"%s\" matches nothing at the remote, and must not be created there",
 						pos_key_string(values[POS_STAGE_LOCAL], model->local_int),
 						model->name)));
+	made = pos_keys_next(run, model);
 	for (int i = 0; i < model->nkey; i++)
-		texts[i] = is_made(model->key[i]) ?
-			keys->step->answers[keys->used * keys->step->ncolumns + made++] :
+		texts[i] = pos_keys_is_made(model->key[i]) ? *made++ :
 			pos_steps_text(run, model->key[i], values, nulls);
-	keys->used++;
 	pos_translation_add(run, model, answered_key(model, texts),
 						values[POS_STAGE_LOCAL], true);
 	return (flags & ~POS_ROW_UNKNOWN) | POS_ROW_CREATED;
 }
 
-/* Returns the step that makes keys for a model's unknown rows, if any does. */
-static PosStep *
-keys_step(PosRun *run, PosModel *model, PosSteps *steps)
+/* Counts the rows of a model that need keys at the remote. */
+static int
+count_unknown(PosModel *model)
 {
 	int			n = 0;
-	PosStep    *step;
 	Datum	   *values;
 	bool	   *nulls;
-	bool		any = false;
 
-	for (int i = 0; i < model->nkey; i++)
-		any = any || is_made(model->key[i]);
-	if (!any)
-		return NULL;
 	pos_rowset_rewind(model->outgoing->rows);
 	while (pos_rowset_next(model->outgoing->rows, &values, &nulls))
 		if (DatumGetInt64(values[POS_STAGE_OLD]) & POS_ROW_UNKNOWN)
 			n++;
-	if (n == 0)
-		return NULL;
-	step = pos_steps_add(steps, model, POS_STEP_KEYS);
-	step->nrows = n;
-	for (int i = 0; i < model->nkey; i++)
-		if (is_made(model->key[i]))
-			step->columns[step->ncolumns++] = model->key[i]->remote;
-	return step;
-}
-
-/* Errors if the remote made fewer keys than were asked for. */
-static void
-check_keys(PosStep *step)
-{
-	int			n = step->nanswers;
-
-	if (n < step->nrows)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg_plural("%d key that remote table %s made is that of a row there already",
-							   "%d keys that remote table %s made are those of rows there already",
-							   step->nrows - n, step->nrows - n,
-							   step->table->remote),
-				 errhint("Its sequence has fallen behind its rows; set it right there with setval.")));
+	return n;
 }
 
 /* Recognises the batch's unknown rows at the remote, or gives them keys. */
@@ -330,19 +285,17 @@ void
 pos_recognise_batch(PosRun *run, PosBatch *batch)
 {
 	PosSteps	steps = {0};
-	Keys	   *keys = palloc0(list_length(batch->models) * sizeof(Keys));
 	bool		pending;		/* keys that were made and not told are lost */
 	ListCell   *lc;
 
 	foreach(lc, batch->models)
 		match(run, lfirst(lc));
 	foreach(lc, batch->models)
-		keys[foreach_current_index(lc)].step = keys_step(run, lfirst(lc), &steps);
+		pos_keys_need(run, lfirst(lc), count_unknown(lfirst(lc)), &steps);
 	if (steps.nsteps > 0)
 		run->connection->ops->write(run->connection, steps.steps, steps.nsteps,
 									&pending);
-	for (int i = 0; i < steps.nsteps; i++)
-		check_keys(steps.steps[i]);
+	pos_keys_take(run, &steps);
 	foreach(lc, batch->models)
-		mark_rows(run, lfirst(lc), assign_key, &keys[foreach_current_index(lc)]);
+		mark_rows(run, lfirst(lc), assign_key, NULL);
 }

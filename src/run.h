@@ -15,6 +15,7 @@ typedef struct PosRun
 	List	   *open;			/* of int: batches never confirmed, in a push */
 	bool		match_all;		/* a push looks even for rows that are new
 								 * here */
+	bool		full;			/* more is queued than was picked */
 	bool		in_order;		/* a push repeats change by change */
 	bool		push;			/* the source is here, the target there */
 	bool		dry;			/* find out what would be done, and do nothing */

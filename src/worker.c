@@ -249,11 +249,11 @@ finish(PosPush *push, ErrorData *error)
 
 /*
  * Carries out a push under a number reserved in history.  Must be called outside
- * of a transaction.  Returns the error it failed with, in the current memory
+ * of a transaction.  lasting says that this process will push more.  Returns the error it failed with, in the current memory
  * context, or NULL; a process that is told to end raises it.
  */
 ErrorData *
-pos_worker_run(int16 model, int32 history)
+pos_worker_run(int16 model, int32 history, bool lasting)
 {
 	MemoryContext context = CurrentMemoryContext;
 	MemoryContext memory = AllocSetContextCreate(context,
@@ -265,6 +265,7 @@ pos_worker_run(int16 model, int32 history)
 
 	push->memory = memory;
 	push->history = history;
+	push->lasting = lasting;
 	start(push, model, &turn);
 	PG_TRY();
 	{
@@ -305,6 +306,6 @@ possync_worker_main(Datum argument)
 	pos_store_init(order.function);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(TopMemoryContext);
-	(void) pos_worker_run(order.model, order.history);
+	(void) pos_worker_run(order.model, order.history, false);
 	proc_exit(0);
 }

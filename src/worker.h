@@ -8,6 +8,6 @@
 /* in worker.c */
 extern void pos_worker_push(Oid function, int16 model, int32 history);
 extern void pos_worker_pin_settings(void);
-extern ErrorData *pos_worker_run(int16 model, int32 history);
+extern ErrorData *pos_worker_run(int16 model, int32 history, bool lasting);
 
 #endif							/* POSSYNC_WORKER_H */
