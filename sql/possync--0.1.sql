@@ -2202,3 +2202,21 @@ CREATE VIEW @extschema@.possync_status WITH (security_barrier) AS
 	WHERE s.model IS NOT NULL OR last.status IS NOT NULL;
 COMMENT ON VIEW @extschema@.possync_status IS 'how every tree is doing in every direction: state, complete up to, lag, queue, last success and error, next run';
 GRANT SELECT ON @extschema@.possync_status TO PUBLIC;
+
+-- How far the runs are that work now.
+CREATE FUNCTION @extschema@._possync_running(OUT pid integer, OUT run integer, OUT model text, OUT direction text,
+											 OUT phase text, OUT current_model text, OUT rows_done bigint,
+											 OUT rows_expected bigint, OUT bytes_received bigint, OUT started_at timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'possync_running' LANGUAGE C;
+COMMENT ON FUNCTION @extschema@._possync_running() IS 'internal: how far the runs are that work now in this database';
+
+CREATE VIEW @extschema@.possync_progress AS
+	SELECT r.*,
+		   round((r.rows_done / nullif(extract(epoch FROM pg_catalog.clock_timestamp() - r.started_at), 0))::numeric, 1) AS rows_per_second,
+		   CASE WHEN r.rows_done > 0 AND r.rows_expected >= r.rows_done
+				THEN pg_catalog.clock_timestamp()
+					 + (pg_catalog.clock_timestamp() - r.started_at) * (r.rows_expected - r.rows_done) / r.rows_done END AS eta
+	FROM @extschema@._possync_running() r;
+COMMENT ON VIEW @extschema@.possync_progress IS 'how far the runs are that work now, and when they may be done; empty if possync is not preloaded';
+GRANT SELECT ON @extschema@.possync_progress TO PUBLIC;

@@ -9,6 +9,7 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "progress.h"
 #include "queue.h"
 #include "run.h"
 #include "store.h"
@@ -169,7 +170,10 @@ pull(PosRun *run, const char *model, bool raise)
 		error = attempt(run);
 	}
 	if (error != NULL && (raise || !is_reportable(error)))
+	{
+		pos_progress_end();
 		ReThrowError(error);
+	}
 	return error;
 }
 
@@ -214,7 +218,9 @@ possync_pull(PG_FUNCTION_ARGS)
 	run->tree = pos_tree_load(model, false);
 	if (!run->dry)
 		run->id = pos_history_next_id();
+	pos_progress_begin(run->id, model, false);
 	error = pull(run, model, raise);
+	pos_progress_end();
 	pos_tree_close(run->tree);
 	if (error != NULL)
 		warn(model, error);

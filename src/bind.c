@@ -17,6 +17,7 @@
 #include "access/xact.h"
 #include "executor/executor.h"
 #include "optimizer/optimizer.h"
+#include "progress.h"
 #include "rewrite/rewriteHandler.h"
 #include "run.h"
 #include "sql.h"
@@ -269,6 +270,7 @@ receive_one(PosRun *run, void *argument)
 		r->model->counts.read--;
 		return;
 	}
+	pos_progress_rows(1, run->connection->ops->received(run->connection));
 	missing = pos_translate_row(run, r->model, r->wire, r->wirenulls, r->values,
 								r->nulls, &pending);
 	if (missing != NULL)

@@ -15,6 +15,11 @@
 #if PG_VERSION_NUM >= 160000
 #include "parser/parse_relation.h"
 #endif
+#if PG_VERSION_NUM < 170000
+#include "storage/proc.h"
+#else
+#include "storage/procnumber.h"
+#endif
 #include "utils/acl.h"
 #include "utils/rel.h"
 
@@ -90,6 +95,17 @@ pos_compat_beginscan(Relation rel, Relation index, Snapshot snapshot,
 #else
 #define pos_noreturn pg_attribute_noreturn()
 #endif
+
+/* The number of this process among all backends */
+static inline int
+pos_compat_proc_number(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return MyProcNumber;
+#else
+	return MyProc->pgprocno;
+#endif
+}
 
 /* Whether a role owns a table */
 static inline bool

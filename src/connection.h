@@ -78,6 +78,7 @@ typedef struct PosTable
 	const char **retry;
 
 	/* set by describe and expect */
+	int64		rows;			/* how many there are, about; -1: not known */
 	bool		guarded;		/* a unique constraint keeps rows from having
 								 * the same values in the match columns, nulls
 								 * aside */

@@ -69,6 +69,7 @@ typedef struct PosPgRelation
 	const char *type;			/* the name of its row type */
 	bool		exists;
 	bool		readable;		/* USAGE on the schema */
+	int64		rows;			/* as last analyzed; -1: never */
 	int			nattributes;
 	PosPgAttribute *attributes;
 } PosPgRelation;

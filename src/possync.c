@@ -10,6 +10,7 @@
 #include "fmgr.h"
 #include "launcher.h"
 #include "miscadmin.h"
+#include "progress.h"
 #include "shared.h"
 #include "utils/guc.h"
 
@@ -51,6 +52,7 @@ _PG_init(void)
 	if (!process_shared_preload_libraries_in_progress)
 		return;
 	pos_shared_init();
+	pos_progress_init();
 	pos_vacate_init();
 	pos_launcher_register();
 }

@@ -32,7 +32,8 @@ enum
 	D_NOTNULL,
 	D_READABLE,
 	D_DEFAULT,
-	D_UNIQUE
+	D_UNIQUE,
+	D_ROWS
 };
 
 static const char *const describe_sql =
@@ -49,7 +50,8 @@ static const char *const describe_sql =
 " (SELECT string_agg(format('%%s/%%s', i.indexrelid, i.indnkeyatts), ' ')"
 " FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid"
 " AND i.indpred IS NULL AND i.indexprs IS NULL"
-" AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]))"
+" AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])),"
+" c.reltuples::int8"
 " FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY t(schema, name, n)"
 " JOIN pg_namespace s ON s.nspname = t.schema"
 " JOIN pg_class c ON c.relnamespace = s.oid AND c.relname = t.name"
@@ -152,6 +154,7 @@ pos_pg_describe_check(PosPgSession *session, PosTable *table)
 	if (problem != NULL)
 		problems = lappend(problems, problem);
 	table->guarded = is_guarded(relation, table);
+	table->rows = relation->rows;
 
 	return problems;
 }
@@ -323,6 +326,7 @@ fill_relation(PosPgRelation *relation, PGresult *res, int first, int last)
 							 "ONLY " : "",
 							 quote_qualified_identifier(schema, name));
 	relation->type = quote_qualified_identifier(schema, name);
+	relation->rows = atoll(PQgetvalue(res, first, D_ROWS));
 	relation->readable = PQgetvalue(res, first, D_USAGE)[0] == 't';
 	relation->attributes = palloc0(sizeof(PosPgAttribute) *
 								   relation->nattributes);

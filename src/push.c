@@ -25,6 +25,7 @@
 #include "fault.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "progress.h"
 #include "push.h"
 #include "store.h"
 #include "transaction.h"
@@ -143,6 +144,7 @@ push_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 
 	pos_transaction_begin();
 	MemoryContextSwitchTo(run->context);
+	pos_progress_phase(ntxids == 1 ? "pushing a transaction" : "pushing a batch", NULL);
 	run->match_all = attempt != POS_ATTEMPT_PLAIN;
 	run->in_order = attempt == POS_ATTEMPT_IN_ORDER;
 	load(run, push);
@@ -169,6 +171,7 @@ push_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 	pos_keys_take(run, &steps);
 	pos_fault_point("push written");
 	pos_batch_confirm(run, &batch);
+	pos_progress_rows(batch.nentries, push->received);
 	pos_quarantine_arrived(run, ntxids, txids);
 	count(push, run, &steps);
 	pos_transaction_commit_lazily();	/* else it is sent again */
@@ -302,6 +305,27 @@ release_due(PosPush *push)
 	return due;
 }
 
+/* Says how many entries there are, about: nobody counts a million of them. */
+static void
+expect_entries(PosPush *push)
+{
+	bool		isnull;
+
+	pos_transaction_begin();
+	if (pos_store_execute("SELECT (SELECT id FROM @.synchronize_queue"
+						  " ORDER BY id DESC LIMIT 1) -"
+						  " (SELECT id FROM @.synchronize_queue"
+						  " ORDER BY id LIMIT 1) + 1", 0, NULL, NULL, NULL) == 1)
+	{
+		Datum		n = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+									  1, &isnull);
+
+		if (!isnull)
+			pos_progress_expect(DatumGetInt64(n));
+	}
+	pos_transaction_commit();
+}
+
 /* Pushes all that is queued and not held. */
 static void
 push_all(PosPush *push)
@@ -311,6 +335,7 @@ push_all(PosPush *push)
 	Datum	   *txids;
 	int			n;
 
+	expect_entries(push);
 	while ((n = pick(push, batch, &txids)) > 0)
 	{
 		push_some(push, n, txids);

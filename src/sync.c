@@ -14,6 +14,7 @@
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
+#include "progress.h"
 #include "run.h"
 #include "storage/lmgr.h"
 #include "store.h"
@@ -138,6 +139,23 @@ prepare_models(PosRun *run)
 	}
 }
 
+/*
+ * Says how many rows there will be, where it is known: how many have changed is
+ * not, but how many there are in all.
+ */
+static void
+expect_rows(PosTable **tables, int ntables)
+{
+	int64		rows = 0;
+
+	for (int i = 0; i < ntables; i++)
+		if (rows < 0 || tables[i]->position != NULL || tables[i]->rows < 0)
+			rows = -1;
+		else
+			rows += tables[i]->rows;
+	pos_progress_expect(rows);
+}
+
 /* Reads and writes one component. */
 static void
 synchronize_component(PosRun *run, PosComponent *component)
@@ -154,7 +172,11 @@ synchronize_component(PosRun *run, PosComponent *component)
 	if (!any)
 		return;
 	foreach(lc, component->models)
+	{
+		pos_progress_phase("reading", ((PosModel *) lfirst(lc))->name);
 		pos_bind_receive(run, lfirst(lc));
+	}
+	pos_progress_phase("writing", first->name);
 	pos_bind_component(run, component);
 	INSTR_TIME_SET_CURRENT(end);
 	INSTR_TIME_SUBTRACT(end, start);
@@ -190,6 +212,7 @@ pos_sync_pull(PosRun *run)
 		prepare_models(run);
 		tables = tables_of(run, true, &ntables);
 		run->connection->ops->request(run->connection, tables, ntables);
+		expect_rows(tables, ntables);
 		foreach(lc, run->tree->components)
 			synchronize_component(run, lfirst(lc));
 		foreach(lc, run->tree->models)

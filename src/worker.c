@@ -23,6 +23,7 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "progress.h"
 #include "push.h"
 #include "storage/ipc.h"
 #include "storage/lock.h"
@@ -267,6 +268,7 @@ pos_worker_run(int16 model, int32 history, bool lasting)
 	push->history = history;
 	push->lasting = lasting;
 	start(push, model, &turn);
+	pos_progress_begin(history, push->root, true);
 	PG_TRY();
 	{
 		pos_push_run(push);
@@ -281,6 +283,7 @@ pos_worker_run(int16 model, int32 history, bool lasting)
 		AbortOutOfAnyTransaction();
 	}
 	PG_END_TRY();
+	pos_progress_end();
 	finish(push, error);
 	(void) LockRelease(&turn, ExclusiveLock, true);
 	MemoryContextSwitchTo(context);

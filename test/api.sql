@@ -70,7 +70,7 @@ SELECT bag_eq(
 	$$SELECT proname FROM functions WHERE prolang = (SELECT oid FROM pg_language WHERE lanname = 'c')$$,
 	$$VALUES ('possync_pull'::name), ('possync_postgres_validator'), ('possync_push'), ('possync_capture'),
 	  ('_possync_forget_captures'), ('possync_retry'), ('possync_resolve'), ('possync_discard'), ('possync_explain'),
-	  ('_possync_wake'), ('possync_processes'), ('_possync_is_preloaded')$$,
+	  ('_possync_wake'), ('possync_processes'), ('_possync_is_preloaded'), ('_possync_running')$$,
 	'but those in C');
 SELECT bag_eq(
 	$$SELECT proname FROM functions WHERE NOT has_function_privilege('api_nobody', oid, 'EXECUTE')$$,
@@ -85,7 +85,7 @@ SELECT is((SELECT format_type(prorettype, NULL) FROM functions WHERE proname = '
 -- Tables
 SELECT results_eq(
 	$$SELECT relname::text COLLATE "default", relkind::text FROM relations WHERE relkind <> 'S' ORDER BY relname COLLATE "C"$$,
-	$$VALUES ('_possync_foreign_key', 'v'), ('possync_counters', 'v'), ('possync_quarantine', 'v'), ('possync_queue_depth', 'v'), ('possync_reference', 'v'),
+	$$VALUES ('_possync_foreign_key', 'v'), ('possync_counters', 'v'), ('possync_progress', 'v'), ('possync_quarantine', 'v'), ('possync_queue_depth', 'v'), ('possync_reference', 'v'),
 	  ('possync_status', 'v'), ('synchronize_batch', 'r'), ('synchronize_child', 'r'), ('synchronize_counter', 'r'), ('synchronize_field', 'r'),
 	  ('synchronize_held', 'r'), ('synchronize_history', 'r'), ('synchronize_model', 'r'),
 	  ('synchronize_position', 'r'), ('synchronize_quarantine', 'r'), ('synchronize_queue', 'r'),
@@ -109,6 +109,7 @@ SELECT bag_eq(
 	$$SELECT t, p FROM (VALUES
 		('_possync_foreign_key', '{SELECT}'::text[]),
 		('possync_counters', '{SELECT}'),
+		('possync_progress', '{SELECT}'),
 		('possync_quarantine', '{SELECT}'),
 		('possync_queue_depth', '{SELECT}'),
 		('possync_reference', '{SELECT}'),

@@ -75,6 +75,27 @@ usleep(200_000);
 like(($listener->run('SELECT 1'))[0], qr/"possync" with payload "\{"run": \d+, "direction": "push", "status": "ok", "model": "sale"\}"/, 'who listens is told');
 is(on_till("SELECT runs > 0 AND failures = 0 AND rows_created > 0 FROM possync_counters WHERE direction = 'push'"), 't', 'and counters');
 
+# What a monitoring agent asks: every query of the file that comes with possync
+my $asked = 0;
+my $collector = slurp_file('monitoring/possync.collector.yml');
+while ($collector =~ /^( *)query: \|\n((?:\1 +.*\n)+)/mg)
+{
+	my $query = $2;
+	on_till($query);
+	$asked++;
+}
+is($asked, 4, 'the queries for monitoring work');
+
+# A look at a run that works
+my $stopper = Possync::Session->new($till);
+on_master("UPDATE product SET price = price + 1, updated_at = clock_timestamp()");
+$stopper->run('BEGIN; LOCK TABLE product IN EXCLUSIVE MODE');
+becomes($till, "SELECT count(*) = 1 FROM possync_progress p JOIN possync_processes() r USING (pid) WHERE p.model = 'product' AND p.direction = 'pull' AND phase = 'writing' AND current_model = 'product' AND started_at < now()", 'progress shows a run that works');
+is(on_till("SELECT state FROM possync_status WHERE model = 'product' AND direction = 'pull'"), 'running', 'so does status');
+is(on_till("SELECT count(*) FROM pg_stat_activity WHERE query = 'pulling product' AND application_name = 'possync pull' AND state = 'active'"), '1', 'and the activity of its process');
+$stopper->run('ROLLBACK');
+becomes($till, 'SELECT count(*) = 0 FROM possync_progress', 'and nothing when it is done');
+
 # Bad arguments
 says("SELECT possync_schedule('product', 'sideways')", qr/invalid direction: sideways/, 'no direction');
 says("SELECT possync_schedule('product', 'pull', every => '0')", qr/invalid value for every: 00:00:00/, 'too often');
