@@ -98,11 +98,13 @@ CREATE TABLE @extschema@.synchronize_position (
 	model smallint PRIMARY KEY,
 	position text NOT NULL,
 	source text NOT NULL,
-	run integer NOT NULL
+	run integer NOT NULL,
+	loaded_to text
 );
 
 COMMENT ON TABLE @extschema@.synchronize_position IS 'how far a model has been read: the source is complete up to there';
-COMMENT ON COLUMN @extschema@.synchronize_position.position IS 'a value of the change columns, in the source''s text form';
+COMMENT ON COLUMN @extschema@.synchronize_position.position IS 'a value of the change columns, in the source''s text form; empty: there is none, all has been read once';
+COMMENT ON COLUMN @extschema@.synchronize_position.loaded_to IS 'the last remote key of an initial load that goes on in parts; null: it is complete';
 COMMENT ON COLUMN @extschema@.synchronize_position.source IS 'identity of the source database the position belongs to';
 
 -- One row for every run.

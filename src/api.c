@@ -132,11 +132,20 @@ attempt(PosRun *run)
 	return error;
 }
 
+/* How many rows of an initial load a run reads, 0 for all. */
+static int
+part_rows(PosRun *run)
+{
+	return pos_parts_allowed && !run->dry && !run->anew ? pos_part_rows : 0;
+}
+
 /* Makes a run ready for another attempt. */
 static void
 start_over(PosRun *run, const char *model)
 {
 	run->has_snapshot = false;
+	run->part = part_rows(run);
+	run->more = false;
 	run->rejects = NULL;
 	run->nrejects = 0;
 	run->translations = NULL;
@@ -205,6 +214,7 @@ possync_pull(PG_FUNCTION_ARGS)
 	raise = parse_on_error(text_to_cstring(PG_GETARG_TEXT_PP(2)));
 	run->dry = PG_GETARG_BOOL(1);
 	run->anew = PG_GETARG_BOOL(3);
+	pos_parts_more = false;
 	if (!run->dry)
 		PreventCommandIfReadOnly("possync_pull()");
 	pos_store_init(fcinfo->flinfo->fn_oid);
@@ -218,6 +228,7 @@ possync_pull(PG_FUNCTION_ARGS)
 	run->tree = pos_tree_load(model, false);
 	if (!run->dry)
 		run->id = pos_history_next_id();
+	run->part = part_rows(run);
 	pos_progress_begin(run->id, model, false);
 	error = pull(run, model, raise);
 	pos_progress_end();

@@ -270,6 +270,7 @@ receive_one(PosRun *run, void *argument)
 		r->model->counts.read--;
 		return;
 	}
+	pos_parts_key(run, r->model, r->wire);
 	pos_progress_rows(1, run->connection->ops->received(run->connection));
 	missing = pos_translate_row(run, r->model, r->wire, r->wirenulls, r->values,
 								r->nulls, &pending);

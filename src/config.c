@@ -262,7 +262,7 @@ pos_config_positions(List *models)
 	Datum		values[] = {pos_config_ids(models)};
 	uint64		n;
 
-	n = pos_store_execute("SELECT model, position, source"
+	n = pos_store_execute("SELECT model, nullif(position, ''), source, loaded_to"
 						  " FROM @.synchronize_position WHERE model = ANY ($1)",
 						  1, types, values, NULL);
 	for (uint64 i = 0; i < n; i++)
@@ -271,6 +271,13 @@ pos_config_positions(List *models)
 
 		model->position = get_string(i, 2);
 		model->source = get_string(i, 3);
+		model->loaded_to = get_string(i, 4);
+		model->complete = model->loaded_to == NULL;
+		if (!model->complete)
+		{
+			model->load_position = model->position;
+			model->position = NULL;
+		}
 	}
 	SPI_freetuptable(SPI_tuptable);
 }

@@ -30,6 +30,7 @@
 									 * moment */
 #define POS_CAP_CHANGED		0x02	/* can read only what changed since a
 									 * position */
+#define POS_CAP_PARTS		0x08	/* can read tables in parts, see limit */
 #define POS_CAP_WRITE		0x04	/* rows can be written, and keys made
 									 * ahead */
 
@@ -71,6 +72,11 @@ typedef struct PosTable
 	const char **change;
 	const char *position;		/* read what changed at or after it; NULL: all */
 	const char *source;			/* identity of the source position belongs to */
+	int			limit;			/* read at most so many rows, in the order of
+								 * their keys, whatever the position; 0: no
+								 * limit */
+	const char **after;			/* with limit: only those after this key, nkey
+								 * texts; NULL: from the first on */
 	int			nmatch;			/* columns that rows are recognised by */
 	const char **match;
 	int			nretry;			/* rows to read in any case: nretry * nkey key

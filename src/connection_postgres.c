@@ -38,7 +38,8 @@ static uint64 received(PosConnection *connection);
 
 const PosConnectionOps pos_connection_postgres = {
 	.wrapper = "possync_postgres",
-	.capabilities = POS_CAP_SNAPSHOT | POS_CAP_CHANGED | POS_CAP_WRITE,
+	.capabilities = POS_CAP_SNAPSHOT | POS_CAP_CHANGED | POS_CAP_PARTS |
+	POS_CAP_WRITE,
 	.get = pos_pg_session_get,
 	.begin = begin,
 	.describe = describe,

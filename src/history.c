@@ -48,14 +48,16 @@ pos_history_positions(PosRun *run)
 		PosTable   *table = &model->table;
 		Datum		values[4];
 
-		if (!table->changed || table->next_position == NULL)
+		if (!table->changed || table->limit > 0 ||
+			(table->next_position == NULL && model->loaded_to == NULL))
 			continue;
 		if (model->position != NULL &&
 			strcmp(model->source, run->snapshot.source) == 0 &&
 			!wrote_something(model) && !table->settled)
 			continue;
 		values[0] = Int16GetDatum(model->id);
-		values[1] = CStringGetTextDatum(table->next_position);
+		values[1] = CStringGetTextDatum(table->next_position == NULL ? "" :
+										table->next_position);
 		values[2] = CStringGetTextDatum(run->snapshot.source);
 		values[3] = Int32GetDatum(run->id);
 		pos_store_execute("INSERT INTO @.synchronize_position"
@@ -63,7 +65,8 @@ pos_history_positions(PosRun *run)
 						  " VALUES ($1, $2, $3, $4)"
 						  " ON CONFLICT (model) DO UPDATE SET"
 						  " position = EXCLUDED.position,"
-						  " source = EXCLUDED.source, run = EXCLUDED.run",
+						  " source = EXCLUDED.source, run = EXCLUDED.run,"
+						  " loaded_to = NULL",
 						  4, types, values, NULL);
 	}
 }
@@ -237,7 +240,7 @@ pos_history_record(PosRun *run, const char *model, TimestampTz started,
 	values[12] = Int64GetDatum(total.left_out);
 	values[13] = Int64GetDatum((int64) run->received);
 	values[14] = TimestampTzGetDatum(run->snapshot.complete);
-	nulls[14] = run->has_snapshot && error == NULL ? ' ' : 'n';
+	nulls[14] = run->has_snapshot && error == NULL && !run->more ? ' ' : 'n';
 	SET_TEXT(15, models);
 	SET_TEXT(16, error ? error->message : NULL);
 	SET_TEXT(17, error ? unpack_sql_state(error->sqlerrcode) : NULL);

@@ -128,8 +128,13 @@ struct PosModel
 	PosConflict on_conflict;
 	int			nchange;
 	char	  **change;
-	char	   *position;		/* NULL: never read */
+	char	   *position;		/* NULL: never read, or not yet all */
 	char	   *source;
+	bool		complete;		/* all has been read once */
+	char	   *loaded_to;		/* the remote key up to which an initial load
+								 * has come, or NULL */
+	char	   *load_position;	/* and the position when it began */
+	char	   *last_key;		/* of the rows read now, if that is a part */
 
 	/* local side; rel stays open, locked, during a run; only in the tree */
 	Relation	rel;

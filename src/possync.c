@@ -17,6 +17,7 @@
 PG_MODULE_MAGIC;
 
 int			pos_history_keep;
+int			pos_part_rows;
 int			pos_retry_max;
 int			pos_retry_slow;
 
@@ -30,6 +31,11 @@ define_settings(void)
 							"Scheduled jobs trim it; -1 keeps them for ever.",
 							&pos_history_keep, 30 * 24 * 60, -1, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
+	DefineCustomIntVariable("possync.part_rows",
+							"How many rows of an initial load a scheduled pull commits together.",
+							"0 makes it one transaction.",
+							&pos_part_rows, 100000, 0, INT_MAX,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("possync.retry_max",
 							"The longest wait before a job whose server cannot be reached is tried again.",
 							"It begins with a second and doubles with every failure.",

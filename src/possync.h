@@ -12,6 +12,7 @@
 
 /* Settings, in possync.c */
 extern int	pos_history_keep;	/* minutes; -1: for ever */
+extern int	pos_part_rows;		/* 0: no parts */
 extern int	pos_retry_max;		/* seconds */
 extern int	pos_retry_slow;		/* seconds */
 

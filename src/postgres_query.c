@@ -214,6 +214,27 @@ pos_pg_query_positions(PosPgSession *session, PosTable **tables, int ntables)
 	return separator[0] != '\0' ? sql.data : NULL;
 }
 
+/* Appends what makes a query read a stretch of a table. */
+static void
+append_stretch(StringInfo sql, PosTable *table)
+{
+	StringInfoData key;
+
+	initStringInfo(&key);
+	for (int i = 0; i < table->nkey; i++)
+		appendStringInfo(&key, "%s%s", i > 0 ? ", " : "",
+						 quote_identifier(table->columns[i].remote));
+	if (table->after != NULL)
+	{
+		appendStringInfo(sql, " WHERE (%s) > (", key.data);
+		for (int i = 0; i < table->nkey; i++)
+			appendStringInfo(sql, "%s%s", i > 0 ? ", " : "",
+							 quote_literal_cstr(table->after[i]));
+		appendStringInfoChar(sql, ')');
+	}
+	appendStringInfo(sql, " ORDER BY %s LIMIT %d", key.data, table->limit);
+}
+
 /*
  * The rows of a table that a read has to see.
  */
@@ -230,7 +251,9 @@ pos_pg_query_rows(PosPgSession *session, PosTable *table, PosPgPlan *plan)
 						 quote_identifier(table->columns[i].remote),
 						 pos_pg_plan_as_text(plan, i) ? "::text" : "");
 	appendStringInfo(&sql, " FROM %s", relation->sql);
-	if (has_position(session, table))
+	if (table->limit > 0)
+		append_stretch(&sql, table);
+	else if (has_position(session, table))
 	{
 		appendStringInfoString(&sql, " WHERE ");
 		append_changed(&sql, relation, table,

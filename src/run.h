@@ -22,6 +22,9 @@ typedef struct PosRun
 	bool		careful;		/* leave bad rows out, see careful.c */
 	int			nbad;			/* how many of them */
 	bool		anew;			/* read everything, whatever the positions say */
+	int			part;			/* rows of an initial load read at most; 0:
+								 * all */
+	bool		more;			/* there is more of it */
 	PosTree    *tree;
 	PosConnection *connection;
 	PosSnapshot snapshot;
@@ -62,6 +65,13 @@ extern bool pos_rowset_next(PosRowset *rowset, Datum **values, bool **nulls);
 extern void pos_rowset_publish(PosRowset *rowset);
 extern void pos_rowset_clear(PosRowset *rowset);
 extern void pos_rowset_free(PosRowset *rowset);
+
+/* in parts.c: an initial load in parts */
+extern bool pos_parts_allowed;
+extern bool pos_parts_more;
+extern void pos_parts_plan(PosRun *run);
+extern void pos_parts_key(PosRun *run, PosModel *model, Datum *wire);
+extern void pos_parts_store(PosRun *run);
 
 /* in translation.c: local key <-> remote key */
 extern void pos_translation_open(PosRun *run);

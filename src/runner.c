@@ -58,6 +58,7 @@ typedef struct Job
 typedef struct Outcome
 {
 	int32		run;			/* in history; 0: there was nothing to do */
+	bool		more;			/* it is to go on at once */
 	int			sqlerrcode;		/* 0: it succeeded */
 	char	   *error;
 } Outcome;
@@ -212,7 +213,8 @@ finish_job(Job *job, Outcome *outcome)
 	{
 		job->failures = 0;
 		job->permanent = false;
-		job->next_run = pos_schedule_next(now, job->every, job->jitter, chance);
+		job->next_run = outcome->more ? now :
+			pos_schedule_next(now, job->every, job->jitter, chance);
 	}
 	else
 	{
@@ -273,6 +275,7 @@ pull(Job *job)
 		outcome.sqlerrcode = MAKE_SQLSTATE(sqlstate[0], sqlstate[1], sqlstate[2],
 										   sqlstate[3], sqlstate[4]);
 	outcome.error = SPI_getvalue(tuple, desc, 3);
+	outcome.more = pos_parts_more;
 	finish_job(job, &outcome);
 	pos_transaction_commit_lazily();
 }
@@ -485,6 +488,7 @@ possync_runner_main(Datum argument)
 	jobs_context = AllocSetContextCreate(TopMemoryContext, "possync jobs",
 										 ALLOCSET_DEFAULT_SIZES);
 	pos_history_merge_idle = true;
+	pos_parts_allowed = true;
 	note_interrupted();
 	trimmed_at = GetCurrentTimestamp();
 	for (;;)

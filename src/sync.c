@@ -210,6 +210,7 @@ pos_sync_pull(PosRun *run)
 	if (find_changes(run))
 	{
 		prepare_models(run);
+		pos_parts_plan(run);
 		tables = tables_of(run, true, &ntables);
 		run->connection->ops->request(run->connection, tables, ntables);
 		expect_rows(tables, ntables);
@@ -222,6 +223,7 @@ pos_sync_pull(PosRun *run)
 		{
 			pos_quarantine_store(run);
 			pos_history_positions(run);
+			pos_parts_store(run);
 		}
 		pos_quarantine_close(run);
 	}
