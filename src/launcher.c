@@ -178,6 +178,8 @@ pos_launcher_register(void)
 {
 	BackgroundWorker worker = {0};
 
+	if (IsBinaryUpgrade)
+		return;
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
 		BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
@@ -195,13 +197,14 @@ possync_launcher_main(Datum argument)
 {
 	PosProcess	me = {.kind = POS_PROCESS_LAUNCHER};
 	int			slot;
+	uint64		tenancy;
 	TimestampTz read_at = 0;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
-	slot = pos_shared_reserve(&me);
+	slot = pos_shared_reserve(&me, &tenancy);
 	if (slot < 0)
 		proc_exit(1);
 	pos_shared_enter(slot);

@@ -33,6 +33,7 @@ struct PosChild
 {
 	BackgroundWorkerHandle *handle;
 	int			slot;
+	uint64		tenancy;
 };
 
 /*
@@ -45,14 +46,16 @@ pos_process_start(PosProcess *process)
 	BackgroundWorker worker = {0};
 	Order		order = {.process = *process};
 	PosChild   *child;
+	uint64		tenancy;
 	bool		runner = process->kind == POS_PROCESS_RUNNER;
 
 	StaticAssertStmt(sizeof(Order) <= BGW_EXTRALEN, "order too long");
-	order.slot = pos_shared_reserve(process);
+	order.slot = pos_shared_reserve(process, &tenancy);
 	if (order.slot < 0)
 		return NULL;
 	child = MemoryContextAlloc(TopMemoryContext, sizeof(PosChild));
 	child->slot = order.slot;
+	child->tenancy = tenancy;
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
 		BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
@@ -71,7 +74,7 @@ pos_process_start(PosProcess *process)
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
 				 errmsg("could not start process \"%s\"", worker.bgw_name),
 				 errhint("Raise max_worker_processes.")));
-		pos_shared_release(order.slot);
+		pos_shared_release(order.slot, tenancy);
 		pfree(child);
 		return NULL;
 	}
@@ -89,8 +92,8 @@ pos_process_ended(PosChild *child, bool *done)
 
 	if (GetBackgroundWorkerPid(child->handle, &pid) != BGWH_STOPPED)
 		return false;
-	*done = pos_shared_is_done(child->slot);
-	pos_shared_release(child->slot);
+	*done = pos_shared_is_done(child->slot, child->tenancy);
+	pos_shared_release(child->slot, child->tenancy);
 	pfree(child->handle);
 	pfree(child);
 	return true;

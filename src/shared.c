@@ -38,6 +38,7 @@
 typedef struct Slot
 {
 	PosProcess	process;
+	uint64		tenancy;		/* counts who has had it */
 	Latch	   *latch;
 	pg_atomic_uint32 woken;		/* POS_WAKE_... */
 } Slot;
@@ -146,11 +147,11 @@ is_same(PosProcess *a, PosProcess *b)
 }
 
 /*
- * Reserves a slot for a process about to start.  Returns -1 if there is such a
- * process or no slot.
+ * Reserves a slot for a process about to start; tenancy tells it from who has
+ * the slot before and after.  Returns -1 if there is such a process or no slot.
  */
 int
-pos_shared_reserve(PosProcess *process)
+pos_shared_reserve(PosProcess *process, uint64 *tenancy)
 {
 	int			slot = -1;
 
@@ -159,18 +160,22 @@ pos_shared_reserve(PosProcess *process)
 	{
 		PosProcess *other = &shared->slots[i].process;
 
-		if (is_same(other, process))
+		if (other->kind == POS_PROCESS_NONE || other->left)
+		{
+			if (slot < 0)
+				slot = i;
+		}
+		else if (is_same(other, process))
 		{
 			slot = -1;
 			break;
 		}
-		if (slot < 0 && other->kind == POS_PROCESS_NONE)
-			slot = i;
 	}
 	if (slot >= 0)
 	{
 		shared->slots[slot].process = *process;
 		shared->slots[slot].latch = NULL;
+		*tenancy = ++shared->slots[slot].tenancy;
 		pg_atomic_write_u32(&shared->slots[slot].woken, 0);
 	}
 	LWLockRelease(shared->lock);
@@ -179,23 +184,28 @@ pos_shared_reserve(PosProcess *process)
 
 /* Gives up the slot of a process that did not start, or has ended. */
 void
-pos_shared_release(int slot)
+pos_shared_release(int slot, uint64 tenancy)
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	memset(&shared->slots[slot].process, 0, sizeof(PosProcess));
-	shared->slots[slot].latch = NULL;
+	if (shared->slots[slot].tenancy == tenancy)
+	{
+		memset(&shared->slots[slot].process, 0, sizeof(PosProcess));
+		shared->slots[slot].latch = NULL;
+	}
 	LWLockRelease(shared->lock);
 }
 
-/* Its starter, who reserved the slot, releases it; see pos_shared_is_done. */
+/*
+ * This process ends.  Who started it asks whether it was done, but may itself
+ * have ended: so others may take the slot from now on.
+ */
 static void
 leave(int code, Datum arg)
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	shared->slots[my_slot].latch = NULL;
 	shared->slots[my_slot].process.pid = 0;
-	if (shared->slots[my_slot].process.kind == POS_PROCESS_LAUNCHER)
-		memset(&shared->slots[my_slot].process, 0, sizeof(PosProcess));
+	shared->slots[my_slot].process.left = true;
 	LWLockRelease(shared->lock);
 }
 
@@ -213,12 +223,13 @@ pos_shared_enter(int slot)
 
 /* Whether the process of a slot ended because there was nothing to do. */
 bool
-pos_shared_is_done(int slot)
+pos_shared_is_done(int slot, uint64 tenancy)
 {
 	bool		done;
 
 	LWLockAcquire(shared->lock, LW_SHARED);
-	done = shared->slots[slot].process.done;
+	done = shared->slots[slot].tenancy == tenancy &&
+		shared->slots[slot].process.done;
 	LWLockRelease(shared->lock);
 	return done;
 }

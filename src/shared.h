@@ -28,16 +28,17 @@ typedef struct PosProcess
 	Oid			server;			/* of a runner */
 	bool		push;			/* of a runner: its direction */
 	int			pid;			/* 0: not yet */
-	bool		done;			/* a scheduler that found nothing to do */
+	bool		done;			/* it ended because there was nothing to do */
+	bool		left;			/* it has ended: its slot may be taken */
 } PosProcess;
 
 /* in shared.c */
 extern void pos_shared_init(void);
 extern bool pos_shared_exists(void);
-extern int	pos_shared_reserve(PosProcess *process);
-extern void pos_shared_release(int slot);
+extern int	pos_shared_reserve(PosProcess *process, uint64 *tenancy);
+extern void pos_shared_release(int slot, uint64 tenancy);
 extern void pos_shared_enter(int slot);
-extern bool pos_shared_is_done(int slot);
+extern bool pos_shared_is_done(int slot, uint64 tenancy);
 extern void pos_shared_set_done(void);
 extern uint32 pos_shared_woken(void);
 extern void pos_shared_wake(Oid database, uint32 why);

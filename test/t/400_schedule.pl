@@ -145,6 +145,8 @@ on_till("SELECT pg_terminate_backend(pid) FROM possync_processes() WHERE kind = 
 becomes($till, "SELECT count(*) = 2 FROM possync_processes() WHERE kind = 'runner'", 'runners that are terminated come back', within => 30);
 on_till("SELECT pg_terminate_backend(pid) FROM possync_processes() WHERE kind = 'scheduler'");
 becomes($till, "SELECT count(*) = 1 AND (SELECT count(*) = 2 FROM possync_processes() WHERE kind = 'runner') FROM possync_processes() WHERE kind = 'scheduler'", 'so does the scheduler');
+on_till("SELECT pg_terminate_backend(pid) FROM possync_processes() WHERE kind = 'runner'");
+becomes($till, "SELECT count(*) = 2 FROM possync_processes() WHERE kind = 'runner'", 'and runners that an earlier one had started', within => 30);
 on_till("SELECT pg_terminate_backend(pid) FROM possync_processes() WHERE kind = 'launcher'");
 becomes($till, "SELECT count(*) = 1 FROM possync_processes() WHERE kind = 'launcher'", 'so does the launcher', within => 30);
 becomes($till, "SELECT count(*) = 2 FROM possync_processes() WHERE kind = 'runner'", 'with all of them', within => 30);
