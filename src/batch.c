@@ -85,6 +85,49 @@ pos_batch_pick(PosRun *run, int entries, int64 bytes, int64 *from,
 	return picked;
 }
 
+static int64
+get_int64(void)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+									  1, &isnull);
+
+	return isnull ? 0 : DatumGetInt64(value);
+}
+
+/*
+ * Finds out up to which entry the queue is complete.  A transaction has its
+ * number before its first entry has one: so who runs when the sequence is read
+ * has a number below that of any who begin afterwards, and entries up to there
+ * are all seen when the last of those has ended.
+ */
+void
+pos_batch_horizon(PosHorizon *horizon)
+{
+	int64		last;
+	int64		oldest;
+	int64		next;
+
+	pos_store_execute("SELECT last_value FROM @.synchronize_queue_id_seq",
+					  0, NULL, NULL, NULL);
+	last = get_int64();
+	pos_store_execute("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::int8",
+					  0, NULL, NULL, NULL);
+	oldest = get_int64();
+	if (horizon->after != 0 && oldest >= horizon->after)
+	{
+		horizon->complete = horizon->next;
+		horizon->after = 0;
+	}
+	if (horizon->after != 0)
+		return;
+	pos_store_execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8",
+					  0, NULL, NULL, NULL);
+	next = get_int64();
+	horizon->next = last;
+	horizon->after = next;
+}
+
 /* Loads the numbers of batches that were never confirmed. */
 void
 pos_batch_load_open(PosRun *run)

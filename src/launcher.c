@@ -86,7 +86,9 @@ read_databases(void)
 		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
 		MemoryContext old = MemoryContextSwitchTo(context);
 
-		if (form->datallowconn && !form->datistemplate)
+		/* -2: dropping it was interrupted */
+		if (form->datallowconn && !form->datistemplate &&
+			form->datconnlimit != -2)
 			find_database(form->oid)->exists = true;
 		MemoryContextSwitchTo(old);
 	}

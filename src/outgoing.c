@@ -12,10 +12,12 @@
 
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
+#include "miscadmin.h"
 #include "push.h"
 #include "queue.h"
 #include "sql.h"
 #include "store.h"
+#include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -204,16 +206,34 @@ take_row(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 	pos_rowset_put(model->outgoing->rows, values, nulls);
 }
 
-/* Reads rows of a query: local key, flags, columns; and takes them. */
+/* Errors if the caller must not read a table. */
+static void
+check_readable(PosModel *model)
+{
+	if (pg_class_aclcheck(model->relid, GetUserId(), ACL_SELECT) != ACLCHECK_OK &&
+		pg_attribute_aclcheck_all(model->relid, GetUserId(), ACL_SELECT,
+								  ACLMASK_ALL) != ACLCHECK_OK)
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE,
+					   get_rel_name(model->relid));
+}
+
+/*
+ * Reads rows of a query, as the owner of the table: local key, flags, columns;
+ * and takes them.
+ */
 static void
 take_rows(PosRun *run, PosModel *model, const char *sql)
 {
-	PosCursor  *cursor = pos_sql_open(sql);
+	PosCursor  *cursor;
 	Datum	   *values = palloc(model->stage->natts * sizeof(Datum));
 	bool	   *nulls = palloc(model->stage->natts * sizeof(bool));
 	HeapTuple	tuple;
 	TupleDesc	desc;
+	Oid			user;
+	int			context;
 
+	pos_sql_as_owner(model->rel, &user, &context);
+	cursor = pos_sql_open(sql);
 	while ((tuple = pos_sql_peek(cursor, &desc)) != NULL)
 	{
 		MemoryContext old = MemoryContextSwitchTo(run->row);
@@ -232,6 +252,7 @@ take_rows(PosRun *run, PosModel *model, const char *sql)
 		pos_sql_take(cursor);
 	}
 	pos_sql_close(cursor);
+	SetUserIdAndSecContext(user, context);
 	pfree(values);
 	pfree(nulls);
 }
@@ -409,8 +430,8 @@ make_images(PosModel *model)
 }
 
 /*
- * Takes the queued rows of a model.  Images are turned into rows as the caller,
- * since types may have code of their own.
+ * Takes the queued rows of a model.  Images are turned into rows as the owner
+ * of the table, since types may have code of their own.
  */
 static void
 take_queued(PosRun *run, PosModel *model)
@@ -457,6 +478,7 @@ take_needed(PosRun *run, PosModel *model)
 
 	if (needed == NIL)
 		return false;
+	check_readable(model);
 	model->outgoing->needed = NIL;
 	values = palloc0(model->stage->natts * sizeof(Datum));
 	nulls = palloc(model->stage->natts * sizeof(bool));

@@ -28,6 +28,7 @@ static void leave(PosPgSession *session);
 
 /* What a statement that finds something wrong with a step makes fail */
 #define COMPLAINT "possync: "
+#define COMPLAINT_END "|"
 
 /* Whether a column's values are JSON, to the functions that read the rows. */
 static bool
@@ -189,7 +190,7 @@ append_claim(StringInfo sql, PosPgRelation *relation, PosStep *step)
 {
 	appendStringInfoString(sql, "SELECT CASE WHEN pg_catalog.count(*) > 0 THEN ('"
 						   COMPLAINT "' || pg_catalog.count(*) ||"
-						   " ' rows to be made are there by now')::int4 END FROM ");
+						   " ' rows to be made are there by now" COMPLAINT_END "')::int4 END FROM ");
 	append_rows(sql, relation, step, READ_ROWS);
 	appendStringInfo(sql, " WHERE EXISTS (SELECT FROM %s t WHERE ", relation->sql);
 	append_same(sql, relation, step);
@@ -219,7 +220,7 @@ append_insert(StringInfo sql, PosPgRelation *relation, PosStep *step)
 		appendStringInfo(sql, " RETURNING 1) SELECT CASE pg_catalog.count(*)"
 						 " WHEN %d THEN %d ELSE ('" COMPLAINT "' ||"
 						 " pg_catalog.count(*) || ' of %d rows were taken, the"
-						 " others were dropped by a trigger or a rule')::int4 END"
+						 " others were dropped by a trigger or a rule" COMPLAINT_END "')::int4 END"
 						 " FROM i", step->nrows, step->nrows, step->nrows);
 		return;
 	}
@@ -294,6 +295,33 @@ lock_statement(PosPgSession *session, PosStep *step)
 	return psprintf("SELECT pg_catalog.pg_advisory_xact_lock("
 					"pg_catalog.hashtextextended('possync', %s::pg_catalog.regclass::pg_catalog.oid::pg_catalog.int8))",
 					quote_literal_cstr(relation->type));
+}
+
+/*
+ * The statement that makes sure that rows which were sent again are there: they
+ * were passed over if they had arrived, but not for another reason.
+ */
+static char *
+presence_statement(PosPgSession *session, PosStep *step)
+{
+	PosPgRelation *relation = pos_pg_relation(session, step->table->remote);
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT CASE WHEN pg_catalog.count(*) <> %d THEN ('"
+					 COMPLAINT "' || pg_catalog.count(*) || ' of %d rows are"
+					 " there, the others were dropped by a trigger or a rule" COMPLAINT_END "')::int4 END FROM ",
+					 step->nrows, step->nrows);
+	append_rows(&sql, relation, step, READ_ROWS);
+	appendStringInfo(&sql, " JOIN %s t ON ", relation->sql);
+	append_key(&sql, step->table);
+	return sql.data;
+}
+
+static bool
+is_sent_again(PosStep *step)
+{
+	return step->kind == POS_STEP_INSERT && step->again;
 }
 
 static bool
@@ -387,18 +415,17 @@ complain(PosPgSession *session, PosStep *step)
 {
 	const char *message = PQresultErrorField(session->result,
 											 PG_DIAG_MESSAGE_PRIMARY);
-	const char *complaint = message == NULL ? NULL :
-	strstr(message, "\"" COMPLAINT);
+	const char *complaint = message == NULL ? NULL : strstr(message, COMPLAINT);
 
 	if (complaint == NULL)
 		fail(session);
-	complaint = pstrdup(complaint + strlen("\"" COMPLAINT));
+	complaint += strlen(COMPLAINT);
+	complaint = pnstrdup(complaint, strcspn(complaint, COMPLAINT_END));
 	leave(session);
 	ereport(ERROR,
 			(errcode(step->kind == POS_STEP_CLAIM ? ERRCODE_UNIQUE_VIOLATION :
 					 ERRCODE_DATA_EXCEPTION),
-			 errmsg("remote table %s: %s", step->table->remote,
-					pnstrdup(complaint, strlen(complaint) - 1))));
+			 errmsg("remote table %s: %s", step->table->remote, complaint)));
 }
 
 /* Reads the result of a step. */
@@ -433,6 +460,13 @@ take_result(PosPgSession *session, PosStep *step)
 			break;
 	}
 	expect_end(session);
+	if (is_sent_again(step))
+	{
+		session->command = presence_statement(session, step);
+		if (PQresultStatus(pos_pg_result(session)) != PGRES_TUPLES_OK)
+			complain(session, step);
+		expect_end(session);
+	}
 }
 
 /*
@@ -454,7 +488,10 @@ try_write(PosPgSession *session, PosStep **steps, int nsteps, bool kept)
 		sent = (steps[i]->kind != POS_STEP_CLAIM ||
 				send(session, lock_statement(session, steps[i]), NULL)) &&
 			send(session, statement(session, steps[i]),
-				 steps[i]->kind == POS_STEP_KEYS ? NULL : steps[i]->rows);
+				 steps[i]->kind == POS_STEP_KEYS ? NULL : steps[i]->rows) &&
+			(!is_sent_again(steps[i]) ||
+			 send(session, presence_statement(session, steps[i]),
+				  steps[i]->rows));
 		pos_pg_flush(session);
 	}
 	sent = sent && send(session, "COMMIT", NULL) &&

@@ -13,6 +13,7 @@
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "process.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "store.h"
 #include "tcop/tcopprot.h"
@@ -118,6 +119,8 @@ pos_process_enter(PosProcess *process)
 	pqsignal(SIGINT, StatementCancelHandler);
 	pqsignal(SIGTERM, die);
 	pos_shared_enter(order.slot);
+	if (pos_shared_is_vacated(process->database))
+		proc_exit(1);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(process->database, process->role,
 											  0);
@@ -128,6 +131,10 @@ void
 pos_process_wait(long milliseconds)
 {
 	pgstat_report_activity(STATE_IDLE, NULL);
+
+	/* others may have reset the latch since; no reason to wake is lost then */
+	if (pos_shared_is_woken())
+		milliseconds = 0;
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH |
 					 (milliseconds < 0 ? 0 : WL_TIMEOUT), milliseconds,
 					 PG_WAIT_EXTENSION);

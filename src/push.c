@@ -27,6 +27,7 @@
 #include "pgstat.h"
 #include "progress.h"
 #include "push.h"
+#include "sql.h"
 #include "store.h"
 #include "transaction.h"
 #include "utils/memutils.h"
@@ -75,6 +76,8 @@ load(PosRun *run, PosPush *push)
 {
 	PosTable  **tables;
 	int			ntables = 0;
+	Oid			user;
+	int			context;
 	ListCell   *lc;
 
 	run->tree = pos_tree_load(push->root, true);
@@ -105,7 +108,9 @@ load(PosRun *run, PosPush *push)
 						run->connection->ops->expect(run->connection, &table, 1));
 		if (!OidIsValid(table->columns[0].type))
 			continue;			/* the remote has no such key */
+		pos_sql_as_owner(model->rel, &user, &context);
 		pos_stage_layout(model);
+		SetUserIdAndSecContext(user, context);
 		pos_translation_prepare(run, model);
 	}
 }
@@ -158,6 +163,9 @@ push_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 	pos_translation_close(run);
 	pos_tree_close(run->tree);
 	pos_fault_point("push bound");
+
+	/* whatever synchronous_commit says: the remote is going to have the keys */
+	ForceSyncCommit();
 	pos_transaction_commit();
 	pos_fault_point("push prepared");
 
@@ -274,6 +282,7 @@ pick(PosPush *push, MemoryContext context, Datum **txids)
 	pos_transaction_begin();
 	MemoryContextSwitchTo(run->context);
 	run->tree = pos_tree_load(push->root, true);
+	pos_batch_horizon(&push->horizon);
 	n = pos_batch_pick(run, BATCH_ENTRIES, BATCH_BYTES, &push->from, &picked);
 	if (n == 0 && push->from > 0)
 	{
@@ -281,6 +290,7 @@ pick(PosPush *push, MemoryContext context, Datum **txids)
 		n = pos_batch_pick(run, BATCH_ENTRIES, BATCH_BYTES, &push->from,
 						   &picked);
 	}
+	push->from = Min(push->from, push->horizon.complete + 1);
 	push->more = run->full;
 	*txids = MemoryContextAlloc(context, Max(n, 1) * sizeof(Datum));
 	memcpy(*txids, picked, n * sizeof(Datum));
@@ -358,5 +368,8 @@ pos_push_run(PosPush *push)
 										 ALLOCSET_DEFAULT_SIZES);
 	push_all(push);
 	if (release_due(push))
+	{
+		push->from = 0;
 		push_all(push);
+	}
 }

@@ -68,6 +68,17 @@ typedef struct PosUnsure
 	Datum		keys;			/* int8[] or text[] */
 } PosUnsure;
 
+/*
+ * Up to which entry the queue is complete: nobody who runs can still add an
+ * earlier one.
+ */
+typedef struct PosHorizon
+{
+	int64		complete;
+	int64		next;			/* it will be complete up to there */
+	uint64		after;			/* once nobody older than this runs */
+} PosHorizon;
+
 /* Steps of a write that are being put together, see steps.c */
 typedef struct PosSteps
 {
@@ -118,6 +129,7 @@ extern void pos_outgoing_free(PosRun *run);
 /* in batch.c */
 extern int	pos_batch_pick(PosRun *run, int entries, int64 bytes, int64 *from,
 						   Datum **txids);
+extern void pos_batch_horizon(PosHorizon *horizon);
 extern void pos_batch_load_open(PosRun *run);
 extern void pos_batch_open(PosRun *run, PosBatch *batch, int32 history);
 extern void pos_batch_confirm(PosRun *run, PosBatch *batch);
@@ -132,6 +144,7 @@ typedef struct PosPush
 	char	   *server;
 	int32		history;		/* its row there */
 	int64		from;			/* where to look for entries, see batch.c */
+	PosHorizon	horizon;
 	bool		lasting;		/* others will follow in this process */
 	bool		more;			/* batches of this kind follow */
 	PosCounts	counts;			/* of what has arrived */

@@ -154,8 +154,10 @@ note_interrupted(void)
 					  " WHERE o.model = s.model AND o.direction = s.direction)"
 					  " AS started_at)"
 					  " INSERT INTO @.synchronize_history"
-					  " (model, server, direction, status, started_at)"
-					  " SELECT name, server, direction, 'interrupted', started_at"
+					  " (model, server, direction, status, started_at,"
+					  " finished_at)"
+					  " SELECT name, server, direction, 'interrupted', started_at,"
+					  " clock_timestamp()"
 					  " FROM cut WHERE direction = 'pull'",
 					  3, types, values, NULL);
 	pos_transaction_commit();
@@ -262,7 +264,8 @@ pull(Job *job)
 	pos_transaction_begin();
 	values[0] = CStringGetTextDatum(job->name);
 	if (SPI_execute_with_args(psprintf("SELECT id, sqlstate, error"
-									   " FROM %s.possync_pull($1)",
+									   " FROM %s.possync_pull($1, false,"
+									   " 'report'::pg_catalog.text, false)",
 									   pos_store_schema()),
 							  1, types, values, NULL, false, 0) != SPI_OK_SELECT ||
 		SPI_processed != 1)
@@ -396,8 +399,8 @@ is_due(Job *job, TimestampTz now, uint32 woken)
 		return true;
 
 	/* somebody has set the clock back */
-	return job->failures == 0 &&
-		job->next_run > now + job->every + job->jitter;
+	return job->next_run > now + job->every + job->jitter +
+		Max(pos_retry_max, pos_retry_slow) * USECS_PER_SEC;
 }
 
 /*

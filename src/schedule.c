@@ -30,6 +30,7 @@ pos_schedule_is_transient(int sqlerrcode)
 		case ERRCODE_QUERY_CANCELED:
 			return sqlerrcode == ERRCODE_QUERY_CANCELED;
 		case ERRCODE_LOCK_NOT_AVAILABLE:
+		case ERRCODE_FDW_UNABLE_TO_CREATE_EXECUTION:	/* cancelled there */
 			return true;
 	}
 	switch (ERRCODE_TO_CATEGORY(sqlerrcode))

@@ -36,6 +36,9 @@ extern PGDLLEXPORT void possync_scheduler_main(Datum argument);
 
 static List *runners = NIL;
 
+/* Whether a runner has ended, maybe because it is not wanted any more */
+static bool ended = false;
+
 /* Marks a runner as wanted. */
 static void
 want(Oid database, Oid role, Oid server, bool push)
@@ -125,6 +128,7 @@ supervise(void)
 				continue;
 			}
 			runner->child = NULL;
+			ended = true;
 			runner->not_before = TimestampTzPlusMilliseconds(now, RESTART_MS);
 		}
 		if (!runner->wanted)
@@ -163,6 +167,7 @@ possync_scheduler_main(Datum argument)
 			proc_exit(0);
 		}
 		pos_process_wait(wait);
-		read = (pos_shared_woken() & POS_WAKE_CONFIG) != 0;
+		read = (pos_shared_woken() & POS_WAKE_CONFIG) != 0 || ended;
+		ended = false;
 	}
 }

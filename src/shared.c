@@ -250,6 +250,13 @@ pos_shared_woken(void)
 	return pg_atomic_exchange_u32(&shared->slots[my_slot].woken, 0);
 }
 
+/* Whether there is something to be asked for. */
+bool
+pos_shared_is_woken(void)
+{
+	return pg_atomic_read_u32(&shared->slots[my_slot].woken) != 0;
+}
+
 static void
 wake_slot(Slot *slot, uint32 why)
 {

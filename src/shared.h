@@ -41,6 +41,7 @@ extern void pos_shared_enter(int slot);
 extern bool pos_shared_is_done(int slot, uint64 tenancy);
 extern void pos_shared_set_done(void);
 extern uint32 pos_shared_woken(void);
+extern bool pos_shared_is_woken(void);
 extern void pos_shared_wake(Oid database, uint32 why);
 extern void pos_shared_wake_at_commit(uint32 why);
 extern int	pos_shared_processes(PosProcess *processes, int most);

@@ -16,6 +16,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_operator.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "model.h"
 #include "optimizer/plancat.h"
 #include "sql.h"
@@ -193,6 +194,20 @@ pos_sql_execute_join(const char *sql, Relation rel, Bitmapset *columns,
 	SPI_freeplan(plan);
 	MemoryContextSwitchTo(context);
 	return processed;
+}
+
+/*
+ * Switches to the owner of a user's table, whose types and functions may run
+ * code: a push takes rows of tables that belong to others.  The caller restores
+ * with SetUserIdAndSecContext; an error does so by itself.
+ */
+void
+pos_sql_as_owner(Relation rel, Oid *saved_user, int *saved_context)
+{
+	GetUserIdAndSecContext(saved_user, saved_context);
+	SetUserIdAndSecContext(rel->rd_rel->relowner, *saved_context |
+						   SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
 }
 
 /* Opens the rows of a query, to be read by pos_sql_next. */

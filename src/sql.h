@@ -29,6 +29,7 @@ extern uint64 pos_sql_execute_join(const char *sql, Relation rel,
 								   Bitmapset *columns, int64 rows);
 extern int	pos_sql_plan_join(Relation rel, Bitmapset *columns, int64 rows);
 extern void pos_sql_planned(int nestlevel);
+extern void pos_sql_as_owner(Relation rel, Oid *saved_user, int *saved_context);
 extern PosCursor *pos_sql_open(const char *sql);
 extern HeapTuple pos_sql_peek(PosCursor *cursor, TupleDesc *desc);
 extern void pos_sql_take(PosCursor *cursor);

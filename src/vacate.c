@@ -8,21 +8,46 @@
  */
 #include "possync.h"
 
+#include "access/htup_details.h"
+#include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
+#include "compat.h"
 #include "launcher.h"
+#include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "shared.h"
 #include "tcop/utility.h"
+#include "utils/syscache.h"
 
 static ProcessUtility_hook_type next_utility = NULL;
 
+/* Whether a database is a template that everybody may copy. */
+static bool
+is_template(Oid database)
+{
+	HeapTuple	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database));
+	bool		result;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	result = ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+/*
+ * Lets our processes leave a database, if PostgreSQL would let the user do what
+ * he asks for.
+ */
 static void
-vacate(const char *name)
+vacate(const char *name, bool copied)
 {
 	Oid			database = name == NULL ? InvalidOid : get_database_oid(name, true);
 
-	if (OidIsValid(database))
+	if (OidIsValid(database) && database != MyDatabaseId &&
+		(pos_compat_owns_database(database, GetUserId()) ||
+		 (copied && is_template(database) && have_createdb_privilege())))
 		pos_shared_vacate(database);
 }
 
@@ -49,14 +74,14 @@ before(Node *stmt)
 	switch (nodeTag(stmt))
 	{
 		case T_DropdbStmt:
-			vacate(((DropdbStmt *) stmt)->dbname);
+			vacate(((DropdbStmt *) stmt)->dbname, false);
 			break;
 		case T_CreatedbStmt:
-			vacate(template_of((CreatedbStmt *) stmt));
+			vacate(template_of((CreatedbStmt *) stmt), true);
 			break;
 		case T_RenameStmt:
 			if (((RenameStmt *) stmt)->renameType == OBJECT_DATABASE)
-				vacate(((RenameStmt *) stmt)->subname);
+				vacate(((RenameStmt *) stmt)->subname, false);
 			break;
 		default:
 			break;
@@ -78,6 +103,8 @@ matters(Node *stmt)
 			return ((DropStmt *) stmt)->removeType == OBJECT_EXTENSION ||
 				((DropStmt *) stmt)->removeType == OBJECT_SCHEMA ||
 				((DropStmt *) stmt)->removeType == OBJECT_FOREIGN_SERVER;
+		case T_RenameStmt:
+			return ((RenameStmt *) stmt)->renameType == OBJECT_FOREIGN_SERVER;
 		case T_DropRoleStmt:
 		case T_DropOwnedStmt:
 			return true;

@@ -128,17 +128,12 @@ set_turn(LOCKTAG *tag, Oid server)
 	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, ForeignServerRelationId, server, 3);
 }
 
-/*
- * Finds the root, waits for the turn, and notes in history that the push runs.
- * Pushes that still seem to run have ended without a word.
- */
+/* Finds the root and its server, and waits for the turn with that. */
 static void
-start(PosPush *push, int16 model, LOCKTAG *turn)
+take_turn(PosPush *push, int16 model, LOCKTAG *turn)
 {
 	Oid			types[] = {INT2OID};
 	Datum		values[] = {Int16GetDatum(model)};
-	Oid			types2[] = {INT4OID, TEXTOID, TEXTOID};
-	Datum		values2[3];
 
 	pos_transaction_begin();
 	if (pos_store_execute("SELECT name, server FROM @.synchronize_model"
@@ -155,20 +150,31 @@ start(PosPush *push, int16 model, LOCKTAG *turn)
 	set_turn(turn, GetForeignServerByName(push->server, false)->serverid);
 	(void) LockAcquire(turn, ExclusiveLock, true, false);
 	pos_transaction_commit();
+}
+
+/*
+ * Notes in history that the push runs.  Pushes that still seem to run have ended
+ * without a word.
+ */
+static void
+start(PosPush *push)
+{
+	Oid			types[] = {INT4OID, TEXTOID, TEXTOID};
+	Datum		values[3];
 
 	pos_transaction_begin();
-	values2[0] = Int32GetDatum(push->history);
-	values2[1] = CStringGetTextDatum(push->root);
-	values2[2] = CStringGetTextDatum(push->server);
+	values[0] = Int32GetDatum(push->history);
+	values[1] = CStringGetTextDatum(push->root);
+	values[2] = CStringGetTextDatum(push->server);
 	pos_store_execute("UPDATE @.synchronize_history SET status = 'interrupted',"
 					  " finished_at = pg_catalog.clock_timestamp()"
 					  " WHERE status = 'running' AND direction = 'push'"
-					  " AND server = $1", 1, types2 + 1, values2 + 2, NULL);
+					  " AND server = $1", 1, types + 1, values + 2, NULL);
 	pos_store_execute("INSERT INTO @.synchronize_history"
 					  " (id, model, server, direction, status, started_at)"
 					  " OVERRIDING SYSTEM VALUE VALUES"
 					  " ($1, $2, $3, 'push', 'running', pg_catalog.clock_timestamp())",
-					  3, types2, values2, NULL);
+					  3, types, values, NULL);
 	pos_transaction_commit();
 }
 
@@ -249,6 +255,34 @@ finish(PosPush *push, ErrorData *error)
 }
 
 /*
+ * Runs a push.  Returns the error it failed with, in a memory context, or NULL;
+ * a process that is told to end raises it.
+ */
+static ErrorData *
+run(PosPush *push, MemoryContext context)
+{
+	ErrorData  *volatile error = NULL;
+
+	pos_progress_begin(push->history, push->root, true);
+	PG_TRY();
+	{
+		pos_push_run(push);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		if (ProcDiePending)
+			PG_RE_THROW();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+	}
+	PG_END_TRY();
+	pos_progress_end();
+	return error;
+}
+
+/*
  * Carries out a push under a number reserved in history.  Must be called outside
  * of a transaction.  lasting says that this process will push more.  Returns the error it failed with, in the current memory
  * context, or NULL; a process that is told to end raises it.
@@ -267,25 +301,18 @@ pos_worker_run(int16 model, int32 history, bool lasting)
 	push->memory = memory;
 	push->history = history;
 	push->lasting = lasting;
-	start(push, model, &turn);
-	pos_progress_begin(history, push->root, true);
+	take_turn(push, model, &turn);
 	PG_TRY();
 	{
-		pos_push_run(push);
+		start(push);
+		error = run(push, context);
+		finish(push, error);
 	}
-	PG_CATCH();
+	PG_FINALLY();
 	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		if (ProcDiePending)
-			PG_RE_THROW();
-		FlushErrorState();
-		AbortOutOfAnyTransaction();
+		(void) LockRelease(&turn, ExclusiveLock, true);
 	}
 	PG_END_TRY();
-	pos_progress_end();
-	finish(push, error);
-	(void) LockRelease(&turn, ExclusiveLock, true);
 	MemoryContextSwitchTo(context);
 	MemoryContextDelete(memory);
 	return error;

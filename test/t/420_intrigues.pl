@@ -1,0 +1,114 @@
+# Races and intrigues: changes that overtake each other, wake-ups that come while
+# nobody listens, processes whose starter has gone, and people who try to get more
+# rights than they have.
+
+use strict;
+use warnings FATAL => 'all';
+use Possync;
+use Possync::Sales;
+use Possync::Session;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(time usleep);
+
+my $master = Possync->cluster('master');
+my $till = Possync->cluster('till', "shared_preload_libraries = 'possync'\nmax_worker_processes = 16\nrestart_after_crash = on\nlog_min_messages = warning");
+sales_master($master);
+
+sub on_master { return $master->safe_psql('postgres', $_[0]); }
+sub on_till { return $till->safe_psql('postgres', $_[0]); }
+sub becomes
+{
+	my ($node, $sql, $name, $within, $db) = @_;
+	my $end = time + ($within // 20); my $got = ''; my $began = time;
+	while (time < $end) { my ($s, $o) = $node->psql($db // 'postgres', $sql); $got = $o // ''; last if $got eq 't'; usleep(50_000); }
+	is($got, 't', sprintf '%s (%.1f s)', $name, time - $began);
+}
+sales_till($till, $master->port);
+on_till("INSERT INTO customer (code) VALUES ('C1')");
+
+# order inversion through push->from, manual push
+{
+	my $lock = Possync::Session->new($master);
+	my $x = Possync::Session->new($till);
+	my $p = Possync::Session->new($till);
+	on_till("SELECT sell('W', NULL, 1)"); push_sales($till);
+	$x->run("BEGIN; INSERT INTO sale (number, total) VALUES ('X', 1)");
+	on_till("INSERT INTO sale (number, total) VALUES ('Z', 1)");
+	$lock->run('BEGIN; LOCK TABLE sale IN EXCLUSIVE MODE');
+	$p->start_sql("SELECT status FROM possync_push('sale')");
+	sleep 2;
+	$x->run('COMMIT');
+	on_till("UPDATE sale SET total = 2 WHERE number = 'X'");
+	$lock->run('ROLLBACK');
+	is(($p->answer)[0], 'ok', 'a push that somebody overtakes');
+	is(on_master("SELECT total FROM sale WHERE number = 'X'"), '2.00', 'master has the last image');
+}
+
+# trigger that drops rows, kept connection lost
+on_till("SELECT possync_schedule('sale', 'push', every => '1 hour')");
+on_till("SELECT sell('B-0', NULL, 1)");
+becomes($master, "SELECT count(*) = 1 FROM sale WHERE number = 'B-0'", 'runner pushes');
+sleep 2;
+on_master("CREATE FUNCTION drop_it() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; CREATE TRIGGER t BEFORE INSERT ON sale FOR EACH ROW WHEN (NEW.number LIKE 'DROP%') EXECUTE FUNCTION drop_it()");
+on_till("INSERT INTO sale (number, total) VALUES ('DROP-1', 1)");
+becomes($till, "SELECT count(*) = 1 FROM synchronize_quarantine WHERE direction = 'push'", 'on a good connection it is refused');
+on_master("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'clerk'");
+sleep 1;
+on_till("INSERT INTO sale (number, total) VALUES ('DROP-2', 1)");
+sleep 5;
+is(on_till("SELECT count(*) FROM synchronize_queue WHERE image->>'number' = 'DROP-2'"), '1', 'on a lost connection it is not taken for arrived');
+on_master('DROP TRIGGER t ON sale');
+
+# lost wake-up
+{
+	my $lock = Possync::Session->new($master);
+	sleep 2;
+	$lock->run('BEGIN; LOCK TABLE sale IN EXCLUSIVE MODE');
+	on_till("SELECT sell('C-1', NULL, 1)");
+	sleep 1;
+	on_till("SELECT sell('C-2', NULL, 1)");
+	sleep 1;
+	$lock->run('ROLLBACK');
+	becomes($master, "SELECT count(*) = 2 FROM sale WHERE number LIKE 'C-%'", 'two');
+	sleep 1;
+	on_till("SELECT sell('C-3', NULL, 1)");
+	becomes($master, "SELECT count(*) = 3 FROM sale WHERE number LIKE 'C-%'", 'the third is sent at once', 15);
+}
+
+# slots of children whose starter ended
+on_till("SELECT pg_terminate_backend(pid) FROM possync_processes() WHERE kind = 'scheduler'");
+becomes($till, "SELECT count(*) = 1 FROM possync_processes() WHERE kind = 'scheduler'", 'scheduler again');
+on_till("SELECT pg_terminate_backend(pid) FROM possync_processes() WHERE kind = 'runner'");
+sleep 2;
+becomes($till, "SELECT count(*) = 1 FROM possync_processes() WHERE kind = 'runner'", 'runner again', 20);
+
+# anybody can send them away
+$till->restart;
+becomes($till, "SELECT count(*) = 1 FROM possync_processes() WHERE kind = 'runner'", 'runner');
+on_till('CREATE ROLE nobody LOGIN');
+$till->safe_psql('postgres', 'CREATE DATABASE side');
+my ($s, $o, $e) = $till->psql('side', 'SET ROLE nobody; DROP DATABASE postgres');
+isnt(on_till("SELECT count(*) FROM possync_processes() WHERE kind <> 'launcher'"), '0', 'nobody cannot end them');
+sleep 12;
+becomes($till, "SELECT count(*) = 1 FROM possync_processes() WHERE kind = 'runner'", 'they are back', 20);
+
+# code of others in a superuser's push
+$till->restart;
+on_till(<<'EOQ');
+CREATE ROLE bob LOGIN;
+GRANT USAGE ON FOREIGN SERVER hq TO bob;
+CREATE SCHEMA bob AUTHORIZATION bob;
+SET ROLE bob;
+CREATE FUNCTION bob.evil(integer) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN IF current_user <> 'bob' AND (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN ALTER ROLE bob SUPERUSER; END IF; RETURN true; END $$;
+CREATE DOMAIN bob.d AS integer CHECK (bob.evil(VALUE));
+CREATE TABLE bob.loot (id integer GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY, x bob.d);
+EOQ
+on_master('CREATE TABLE loot (id serial PRIMARY KEY, x integer)');
+on_till('SET ROLE bob; INSERT INTO bob.loot (x) VALUES (1)');
+sleep 4;
+on_till("SELECT sell('E-1', NULL, 1)");
+sleep 5;
+is(on_till("SELECT rolsuper FROM pg_roles WHERE rolname = 'bob'"), 'f', 'bob is no superuser');
+
+done_testing();
