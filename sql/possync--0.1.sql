@@ -193,7 +193,7 @@ CREATE TABLE @extschema@.synchronize_quarantine (
 	direction text NOT NULL DEFAULT 'pull' CHECK (direction IN ('pull', 'push')),
 	remote_key text,
 	local_key text,
-	txid xid8,
+	txid bigint,
 	reason text NOT NULL CHECK (reason IN ('ambiguous', 'linked', 'unmatched', 'missing', 'dependency', 'suppressed', 'conflict', 'error')),
 	message text NOT NULL,
 	sqlstate text,
@@ -216,11 +216,11 @@ COMMENT ON TABLE @extschema@.synchronize_quarantine IS 'rows that were left out,
 COMMENT ON COLUMN @extschema@.synchronize_quarantine.candidates IS 'keys between which somebody has to choose';
 COMMENT ON COLUMN @extschema@.synchronize_quarantine.retry_at IS 'a push after this time tries it again by itself; null: a pull does so every time, a conflict waits for somebody';
 
--- Committed changes waiting to be pushed.  The entries of one transaction stand
--- together, so that they can be taken together.
+-- Committed changes waiting to be pushed, in the order in which they are.  An
+-- index more would be felt by who sells.
 CREATE TABLE @extschema@.synchronize_queue (
-	txid xid8 NOT NULL,
-	id bigint GENERATED ALWAYS AS IDENTITY,
+	txid bigint NOT NULL,
+	id integer NOT NULL,
 	model smallint NOT NULL,
 	operation "char" NOT NULL,
 	local_key bigint,
@@ -231,10 +231,11 @@ CREATE TABLE @extschema@.synchronize_queue (
 	PRIMARY KEY (txid, id)
 );
 
-CREATE INDEX synchronize_queue_order ON @extschema@.synchronize_queue (id);
+CREATE SEQUENCE @extschema@.synchronize_queue_txid_seq OWNED BY @extschema@.synchronize_queue.txid;
 
 COMMENT ON TABLE @extschema@.synchronize_queue IS 'committed changes waiting to be pushed';
-COMMENT ON COLUMN @extschema@.synchronize_queue.txid IS 'the transaction that made the change; only tells which entries belong together';
+COMMENT ON COLUMN @extschema@.synchronize_queue.txid IS 'number of the transaction that made the change, in the order of pushing; not PostgreSQL''s';
+COMMENT ON COLUMN @extschema@.synchronize_queue.id IS 'number of the change within the transaction';
 COMMENT ON COLUMN @extschema@.synchronize_queue.operation IS 'i insert, u update, d delete';
 COMMENT ON COLUMN @extschema@.synchronize_queue.before IS 'the row before an update';
 COMMENT ON COLUMN @extschema@.synchronize_queue.image IS 'the row, old one of a delete: columns by name, values in text form';
@@ -253,7 +254,7 @@ COMMENT ON COLUMN @extschema@.synchronize_batch.run IS 'the push in synchronize_
 
 -- Queued transactions that wait for a person, or for one that does.
 CREATE TABLE @extschema@.synchronize_held (
-	txid xid8 PRIMARY KEY,
+	txid bigint PRIMARY KEY,
 	quarantine bigint NOT NULL,
 	since timestamptz NOT NULL DEFAULT now()
 );
@@ -287,7 +288,7 @@ SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_quarantine_i
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_queue', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_batch', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_held', '');
-SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_queue_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_queue_txid_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_counter', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_schedule', '');
 

@@ -16,16 +16,15 @@
  * many entries and bytes for the run's models as given in all.  Returns how
  * many.
  *
- * Oldest is what wrote its last entry first.  Who changes or refers to a row of
- * another transaction does so after that one's end, so this order is right for
- * every row; that of the transactions' numbers is not.  A transaction of which
- * only a part was seen has to wait, for some that come before it may not have
- * been seen.
+ * Oldest is what has the least number.  It took that when it was about to end
+ * (spool.c), and who changes or refers to a row of another transaction does so
+ * after that one's end, so this order is right for every row.  Of the last
+ * transaction only a part may have been seen; it has to wait.
  *
  * The search begins at *from, which is moved forward: what is behind it is in
  * the queue no more, and a long queue is not full of dead entries that each
- * search has to pass.  An entry that appears behind it is found by a search
- * from 0.
+ * search has to pass.  A transaction that appears behind it is found by a
+ * search from 0.
  */
 int
 pos_batch_pick(PosRun *run, int entries, int64 bytes, int64 *from,
@@ -39,49 +38,41 @@ pos_batch_pick(PosRun *run, int entries, int64 bytes, int64 *from,
 	uint64		n;
 	int			picked = 0;
 	int64		size = 0;
-	int64		next = PG_INT64_MAX;
 
 	n = pos_store_execute("WITH seen AS MATERIALIZED (SELECT txid, id,"
 						  " pg_column_size(image) AS size"
 						  " FROM @.synchronize_queue"
-						  " WHERE id >= $3 AND model = ANY ($1) AND txid <> ALL"
+						  " WHERE txid >= $3 AND model = ANY ($1) AND txid <> ALL"
 						  " (ARRAY(SELECT txid FROM @.synchronize_held))"
-						  " ORDER BY id LIMIT $2),"
-						  " every AS (SELECT txid, min(id) AS first,"
-						  " max(id) AS last, sum(size)::int8 AS size,"
-						  " (SELECT max(id) FROM seen) AS seen"
-						  " FROM seen GROUP BY txid)"
-						  " SELECT txid, first, seen, size, EXISTS"
+						  " ORDER BY txid, id LIMIT $2),"
+						  " every AS (SELECT txid, max(id) AS last,"
+						  " sum(size)::int8 AS size FROM seen GROUP BY txid)"
+						  " SELECT txid, size, EXISTS"
 						  " (SELECT 1 FROM @.synchronize_queue q"
-						  " WHERE q.txid = every.txid AND q.id > seen"
+						  " WHERE q.txid = every.txid AND q.id > last"
 						  " AND model = ANY ($1)),"
 						  " (SELECT count(*) FROM seen) = $2 FROM every"
-						  " ORDER BY 5, last", 3, types, values, NULL);
+						  " ORDER BY txid", 3, types, values, NULL);
 	*txids = palloc(Max(n, 1) * sizeof(Datum));
 	for (uint64 i = 0; i < n; i++)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[i];
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 		bool		isnull;
-		int64		first = DatumGetInt64(SPI_getbinval(tuple, desc, 2, &isnull));
-		int64		seen = DatumGetInt64(SPI_getbinval(tuple, desc, 3, &isnull));
-		bool		more = DatumGetBool(SPI_getbinval(tuple, desc, 5, &isnull));
+		Datum		txid = SPI_getbinval(tuple, desc, 1, &isnull);
+		bool		more = DatumGetBool(SPI_getbinval(tuple, desc, 3, &isnull));
 
-		run->full = DatumGetBool(SPI_getbinval(tuple, desc, 6, &isnull));
+		run->full = DatumGetBool(SPI_getbinval(tuple, desc, 4, &isnull));
+		*from = DatumGetInt64(txid);
 		if (more || size >= bytes)
-			next = Min(next, first);
-		else
-		{
-			(*txids)[picked++] = SPI_getbinval(tuple, desc, 1, &isnull);
-			size += DatumGetInt64(SPI_getbinval(tuple, desc, 4, &isnull));
-			next = Min(next, seen + 1);
-		}
+			break;
+		(*txids)[picked++] = txid;
+		size += DatumGetInt64(SPI_getbinval(tuple, desc, 2, &isnull));
+		(*from)++;
 	}
 	SPI_freetuptable(SPI_tuptable);
 	if (n > 0 && picked == 0)
 		return pos_batch_pick(run, entries * 2, bytes, from, txids);
-	if (n > 0)
-		*from = next;
 	return picked;
 }
 
@@ -96,10 +87,10 @@ get_int64(void)
 }
 
 /*
- * Finds out up to which entry the queue is complete.  A transaction has its
- * number before its first entry has one: so who runs when the sequence is read
- * has a number below that of any who begin afterwards, and entries up to there
- * are all seen when the last of those has ended.
+ * Finds out up to which of its numbers the queue is complete.  A transaction has
+ * PostgreSQL's number before it takes ours: so who has taken one when the sequence
+ * is read has the former below that of any who begin afterwards, and all of ours
+ * up to there are seen when the last of those has ended.
  */
 void
 pos_batch_horizon(PosHorizon *horizon)
@@ -108,7 +99,7 @@ pos_batch_horizon(PosHorizon *horizon)
 	int64		oldest;
 	int64		next;
 
-	pos_store_execute("SELECT last_value FROM @.synchronize_queue_id_seq",
+	pos_store_execute("SELECT last_value FROM @.synchronize_queue_txid_seq",
 					  0, NULL, NULL, NULL);
 	last = get_int64();
 	pos_store_execute("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::int8",
@@ -223,25 +214,23 @@ pos_batch_open(PosRun *run, PosBatch *batch, int32 history)
 		remember_unsure(lfirst(lc), batch);
 }
 
-/*
- * The batch has arrived: its entries leave the queue, and it is closed.  Not by
- * their transactions: after a restore, numbers of transactions come again.
- */
+/* The batch has arrived: its entries leave the queue, and it is closed. */
 void
 pos_batch_confirm(PosRun *run, PosBatch *batch)
 {
-	Oid			types[] = {INT8ARRAYOID};
+	Oid			types[] = {INT8ARRAYOID, INT2ARRAYOID};
 	Datum		values[] = {
-		PointerGetDatum(construct_array(batch->entries, batch->nentries,
-										INT8OID, 8, FLOAT8PASSBYVAL,
-										TYPALIGN_DOUBLE))
+		PointerGetDatum(construct_array(batch->txids, batch->ntxids, INT8OID,
+										8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE)),
+		pos_config_ids(run->tree->models)
 	};
 	Oid			types2[] = {INT4OID};
 	Datum		values2[] = {Int32GetDatum(batch->id)};
 
 	take_over(batch);
-	pos_store_execute("DELETE FROM @.synchronize_queue WHERE id = ANY ($1)",
-					  1, types, values, NULL);
+	pos_store_execute("DELETE FROM @.synchronize_queue"
+					  " WHERE txid = ANY ($1) AND model = ANY ($2)",
+					  2, types, values, NULL);
 	pos_store_execute("DELETE FROM @.synchronize_batch WHERE id = $1",
 					  1, types2, values2, NULL);
 }

@@ -42,9 +42,8 @@ struct PosBulk
 	Relation	rel;
 	EState	   *estate;
 	ResultRelInfo *target;
-	BulkInsertState state;
+	BulkInsertState state;		/* NULL until a batch is full */
 	MemoryContext context;		/* reset after every batch */
-	TupleTableSlot *slots[MAX_ROWS];
 	int			nrows;
 	Size		nbytes;
 	int			ncolumns;		/* columns supplied by the caller */
@@ -54,6 +53,9 @@ struct PosBulk
 	ExprState **expressions;
 	bool		has_after_row;	/* the table's own value, see set_spared */
 	bool		hold;			/* see pos_bulk_hold */
+	int			nslots;
+	TupleTableSlot *slots[MAX_ROWS];	/* not zeroed, which would take as
+										 * long as inserting a row */
 };
 
 /*
@@ -114,9 +116,10 @@ prepare_defaults(PosBulk *bulk)
 PosBulk *
 pos_bulk_open(Relation rel, int ncolumns, AttrNumber *columns)
 {
-	PosBulk    *bulk = palloc0(sizeof(PosBulk));
+	PosBulk    *bulk = palloc(sizeof(PosBulk));
 	MemoryContext old;
 
+	memset(bulk, 0, offsetof(PosBulk, slots));
 	bulk->rel = rel;
 	bulk->ncolumns = columns == NULL ? RelationGetDescr(rel)->natts : ncolumns;
 	bulk->columns = columns;
@@ -132,7 +135,6 @@ pos_bulk_open(Relation rel, int ncolumns, AttrNumber *columns)
 	ExecOpenIndices(bulk->target, false);
 	prepare_defaults(bulk);
 	MemoryContextSwitchTo(old);
-	bulk->state = GetBulkInsertState();
 	if (bulk->target->ri_TrigDesc != NULL)
 		bulk->has_after_row = bulk->target->ri_TrigDesc->trig_insert_after_row;
 	return bulk;
@@ -206,6 +208,13 @@ pos_bulk_fire(PosBulk *bulk)
 	PopActiveSnapshot();
 }
 
+/* Whether it is time to flush. */
+static bool
+is_full(PosBulk *bulk)
+{
+	return bulk->nrows == MAX_ROWS || bulk->nbytes > MAX_BYTES;
+}
+
 /*
  * Takes one row, whose values are copied.  Returns true when it is time to
  * flush.
@@ -213,15 +222,16 @@ pos_bulk_fire(PosBulk *bulk)
 bool
 pos_bulk_put(PosBulk *bulk, Datum *values, bool *nulls)
 {
-	TupleTableSlot *slot = bulk->slots[bulk->nrows];
+	TupleTableSlot *slot;
 	MemoryContext old;
 
-	if (slot == NULL)
+	if (bulk->nrows == bulk->nslots)
 	{
 		old = MemoryContextSwitchTo(bulk->estate->es_query_cxt);
-		slot = bulk->slots[bulk->nrows] = table_slot_create(bulk->rel, NULL);
+		bulk->slots[bulk->nslots++] = table_slot_create(bulk->rel, NULL);
 		MemoryContextSwitchTo(old);
 	}
+	slot = bulk->slots[bulk->nrows];
 	ResetPerTupleExprContext(bulk->estate);
 	if (bulk->columns == NULL)
 	{
@@ -256,7 +266,7 @@ pos_bulk_put(PosBulk *bulk, Datum *values, bool *nulls)
 	MemoryContextSwitchTo(old);
 	bulk->nbytes += ExecFetchSlotHeapTuple(slot, true, NULL)->t_len;
 	bulk->nrows++;
-	return bulk->nrows == MAX_ROWS || bulk->nbytes > MAX_BYTES;
+	return is_full(bulk);
 }
 
 /* Enters one inserted row into the indexes and queues its triggers. */
@@ -288,6 +298,12 @@ pos_bulk_flush(PosBulk *bulk)
 	if (!bulk->hold)
 		AfterTriggerBeginQuery();
 
+	if (bulk->state == NULL && is_full(bulk))
+	{
+		old = MemoryContextSwitchTo(bulk->estate->es_query_cxt);
+		bulk->state = GetBulkInsertState();
+		MemoryContextSwitchTo(old);
+	}
 	old = MemoryContextSwitchTo(bulk->context);
 	table_multi_insert(bulk->rel, bulk->slots, bulk->nrows,
 					   GetCurrentCommandId(true), 0, bulk->state);
@@ -315,9 +331,10 @@ void
 pos_bulk_close(PosBulk *bulk)
 {
 	pos_bulk_flush(bulk);
-	for (int i = 0; i < MAX_ROWS && bulk->slots[i] != NULL; i++)
+	for (int i = 0; i < bulk->nslots; i++)
 		ExecDropSingleTupleTableSlot(bulk->slots[i]);
-	FreeBulkInsertState(bulk->state);
+	if (bulk->state != NULL)
+		FreeBulkInsertState(bulk->state);
 	table_finish_bulk_insert(bulk->rel, 0);
 	/* triggers have their slots there */
 	ExecResetTupleTable(bulk->estate->es_tupleTable, false);

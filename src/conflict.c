@@ -18,6 +18,7 @@
 #include "catalog/pg_type.h"
 #include "queue.h"
 #include "run.h"
+#include "spool.h"
 #include "sql.h"
 #include "store.h"
 #include "utils/builtins.h"
@@ -39,11 +40,12 @@ pos_conflict_load(PosRun *run, PosModel *model)
 
 	if (!pos_queue_is_captured(model->rel))
 		return false;
+	pos_spool_write();
 	n = pos_store_execute("SELECT DISTINCT ON (local_key, local_key_text)"
 						  " local_key, local_key_text, operation = 'i',"
 						  " coalesce(before, image)"
 						  " FROM @.synchronize_queue WHERE model = $1"
-						  " ORDER BY local_key, local_key_text, id",
+						  " ORDER BY local_key, local_key_text, txid, id",
 						  1, types, values, NULL);
 	if (n == 0)
 	{
@@ -136,6 +138,7 @@ drop_queued(PosModel *model, Datum key)
 	Oid			types[] = {INT2OID, model->local_int ? INT8OID : TEXTOID};
 	Datum		values[] = {Int16GetDatum(model->id), key};
 
+	pos_spool_write();
 	pos_store_execute(model->local_int ?
 					  "DELETE FROM @.synchronize_queue"
 					  " WHERE model = $1 AND local_key = $2" :
@@ -152,6 +155,7 @@ hold_queued(PosRun *run, PosModel *model, Datum remote, Datum key,
 	Oid			types[] = {INT2OID, TEXTOID, TEXTOID, INT4OID, TEXTOID};
 	Datum		values[5];
 
+	pos_spool_write();
 	values[0] = Int16GetDatum(model->id);
 	values[1] = CStringGetTextDatum(pos_key_string(key, model->local_int));
 	values[2] = CStringGetTextDatum(pos_key_string(remote, model->remote_int));
@@ -172,7 +176,7 @@ hold_queued(PosRun *run, PosModel *model, Datum remote, Datum key,
 					  " (SELECT image FROM @.synchronize_queue"
 					  " WHERE model = $1"
 					  " AND coalesce(local_key::text, local_key_text) = $2"
-					  " ORDER BY id DESC LIMIT 1)), $4"
+					  " ORDER BY txid DESC, id DESC LIMIT 1)), $4"
 					  " WHERE EXISTS (SELECT 1 FROM entry) RETURNING id)"
 					  " INSERT INTO @.synchronize_held (txid, quarantine)"
 					  " SELECT e.txid, q.id FROM entry e, q",

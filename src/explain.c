@@ -12,6 +12,7 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "spool.h"
 #include "store.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -42,6 +43,7 @@ possync_explain(PG_FUNCTION_ARGS)
 		aclcheck_error(aclresult, OBJECT_TABLE, get_rel_name(relid));
 	InitMaterializedSRF(fcinfo, 0);
 	pos_store_init(fcinfo->flinfo->fn_oid);
+	pos_spool_write();
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	pos_store_execute("WITH model AS (SELECT * FROM @.synchronize_model"

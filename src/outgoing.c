@@ -79,9 +79,9 @@ has_key(PosKeySet *set, const char *key)
 }
 
 static Datum
-xid8_array(int n, Datum *txids)
+int8_array(int n, Datum *txids)
 {
-	return PointerGetDatum(construct_array(txids, n, XID8OID, 8,
+	return PointerGetDatum(construct_array(txids, n, INT8OID, 8,
 										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 }
 
@@ -275,8 +275,7 @@ type_name(PosField *field)
 /* Columns of the entries that load_entries reads */
 enum
 {
-	ENTRY_MODEL = 1, ENTRY_KEY, ENTRY_KEY_TEXT, ENTRY_OPERATION, ENTRY_IMAGE,
-	ENTRY_ID
+	ENTRY_MODEL = 1, ENTRY_KEY, ENTRY_KEY_TEXT, ENTRY_OPERATION, ENTRY_IMAGE
 };
 
 /* Returns a value of an entry read by load_entries. */
@@ -379,28 +378,26 @@ put_image(PosRun *run, SPITupleTable *entries, uint64 i)
 static void
 load_entries(PosRun *run, PosBatch *batch)
 {
-	Oid			types[] = {XID8ARRAYOID, INT2ARRAYOID};
+	Oid			types[] = {INT8ARRAYOID, INT2ARRAYOID};
 	Datum		arguments[] = {
-		xid8_array(batch->ntxids, batch->txids), pos_config_ids(run->tree->models)
+		int8_array(batch->ntxids, batch->txids), pos_config_ids(run->tree->models)
 	};
 	uint64		n = pos_store_execute("SELECT model, local_key, local_key_text,"
-									  " operation, image, id"
+									  " operation, image"
 									  " FROM @.synchronize_queue"
 									  " WHERE txid = ANY ($1)"
-									  " AND model = ANY ($2) ORDER BY id",
+									  " AND model = ANY ($2) ORDER BY txid, id",
 									  2, types, arguments, NULL);
 	SPITupleTable *entries = SPI_tuptable;
 	MemoryContext old = MemoryContextSwitchTo(run->row);
 
 	batch->nentries = (int) n;
-	batch->entries = MemoryContextAlloc(run->context, Max(n, 1) * sizeof(Datum));
 	batch->order = MemoryContextAlloc(run->context, Max(n, 1) * sizeof(PosModel *));
 	for (uint64 i = 0; i < n; i++)
 	{
 		PosModel   *model = entry_model(run, entries, i);
 
 		MemoryContextReset(run->row);
-		batch->entries[i] = entry_value(entries, i, ENTRY_ID);
 		batch->order[i] = model->on_unknown == POS_IGNORE ? NULL : model;
 		if (model->stage == NULL)
 			pos_sync_report(run, model->problems);

@@ -322,10 +322,13 @@ expect_entries(PosPush *push)
 	bool		isnull;
 
 	pos_transaction_begin();
-	if (pos_store_execute("SELECT (SELECT id FROM @.synchronize_queue"
-						  " ORDER BY id DESC LIMIT 1) -"
-						  " (SELECT id FROM @.synchronize_queue"
-						  " ORDER BY id LIMIT 1) + 1", 0, NULL, NULL, NULL) == 1)
+	if (pos_store_execute("WITH first AS (SELECT txid FROM @.synchronize_queue"
+						  " ORDER BY txid, id LIMIT 100000)"
+						  " SELECT CASE WHEN count(*) < 100000 THEN count(*) ELSE"
+						  " ((SELECT txid FROM @.synchronize_queue"
+						  " ORDER BY txid DESC LIMIT 1) - min(txid) + 1)"
+						  " * count(*) / count(DISTINCT txid) END FROM first",
+						  0, NULL, NULL, NULL) == 1)
 	{
 		Datum		n = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
 									  1, &isnull);

@@ -52,9 +52,8 @@ typedef struct PosBatch
 	int32		id;				/* in synchronize_batch, and its translations'
 								 * run */
 	int			ntxids;
-	Datum	   *txids;			/* xid8 */
-	int			nentries;
-	Datum	   *entries;		/* int8: their entries in the queue */
+	Datum	   *txids;			/* int8: as in the queue */
+	int			nentries;		/* in the queue */
 	PosModel  **order;			/* model of every entry, to go in order; NULL
 								 * if that is ignored */
 	List	   *models;			/* of PosModel: those with rows, parents first */
@@ -69,8 +68,8 @@ typedef struct PosUnsure
 } PosUnsure;
 
 /*
- * Up to which entry the queue is complete: nobody who runs can still add an
- * earlier one.
+ * Up to which number of a transaction the queue is complete: nobody who runs can
+ * still add an earlier one.
  */
 typedef struct PosHorizon
 {
@@ -143,7 +142,7 @@ typedef struct PosPush
 	char	   *root;
 	char	   *server;
 	int32		history;		/* its row there */
-	int64		from;			/* where to look for entries, see batch.c */
+	int64		from;			/* where to look for the next, see batch.c */
 	PosHorizon	horizon;
 	bool		lasting;		/* others will follow in this process */
 	bool		more;			/* batches of this kind follow */

@@ -262,7 +262,7 @@ pos_quarantine_hold(PosRun *run, Datum txid, ErrorData *error,
 					PosCulprit *culprit)
 {
 	Oid			types[] = {
-		XID8OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INT2ARRAYOID,
+		INT8OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INT2ARRAYOID,
 		INT2OID, TEXTOID, TEXTARRAYOID
 	};
 	Datum		values[10];
@@ -350,9 +350,9 @@ pos_quarantine_release_due(PosRun *run)
 void
 pos_quarantine_arrived(PosRun *run, int ntxids, Datum *txids)
 {
-	Oid			types[] = {XID8ARRAYOID, INT2ARRAYOID};
+	Oid			types[] = {INT8ARRAYOID, INT2ARRAYOID};
 	Datum		values[] = {
-		PointerGetDatum(construct_array(txids, ntxids, XID8OID, 8,
+		PointerGetDatum(construct_array(txids, ntxids, INT8OID, 8,
 										FLOAT8PASSBYVAL, TYPALIGN_DOUBLE)),
 		pos_config_ids(run->tree->models)
 	};

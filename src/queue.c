@@ -2,23 +2,17 @@
  * queue.c
  *		Capture: committed changes of the user's tables into synchronize_queue.
  *
- * The trigger runs in the selling transaction and costs it one insert: no SQL,
- * no network, no lock that another seller could wait for.  It stores the row as
- * it is, so that what is pushed later is what this transaction wrote and not
- * what somebody made of it afterwards.  What possync itself writes is not
+ * The trigger runs in the selling transaction and does little there: no SQL, no
+ * network, no lock that another seller could wait for.  It hands the row as it
+ * is to spool.c, so that what is pushed later is what this transaction wrote and
+ * not what somebody made of it afterwards.  What possync itself writes is not
  * captured; what triggers of the user's write because of that is.
  */
 #include "possync.h"
 
-#include "access/genam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
-#include "access/xact.h"
-#include "catalog/indexing.h"
 #include "catalog/partition.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
-#include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -26,6 +20,7 @@
 #include "model.h"
 #include "queue.h"
 #include "shared.h"
+#include "spool.h"
 #include "store.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
@@ -39,14 +34,6 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/timestamp.h"
-
-/* Columns of synchronize_queue */
-enum
-{
-	COL_TXID, COL_ID, COL_MODEL, COL_OPERATION, COL_KEY, COL_KEY_TEXT,
-	COL_IMAGE, COL_QUEUED_AT, COL_BEFORE, NCOLS
-};
 
 /* A captured column */
 typedef struct Column
@@ -240,7 +227,7 @@ find_out(FunctionCallInfo fcinfo, TriggerData *trigger)
 
 	capture->model = pg_strtoint16(trigger->tg_trigger->tgargs[0]);
 	capture->queue = pos_store_relid("synchronize_queue");
-	capture->sequence = pos_store_relid("synchronize_queue_id_seq");
+	capture->sequence = pos_store_relid("synchronize_queue_txid_seq");
 	find_key(capture, trigger->tg_relation);
 
 	initStringInfo(&labels);
@@ -418,7 +405,7 @@ make_canonical(Capture *capture)
 }
 
 /* Returns a row as a JSON object of strings. */
-static Datum
+static struct varlena *
 row_image(Capture *capture, TupleTableSlot *slot)
 {
 	StringInfoData buf;
@@ -442,7 +429,7 @@ row_image(Capture *capture, TupleTableSlot *slot)
 	}
 	appendStringInfoChar(&buf, '}');
 	SET_VARSIZE(buf.data, buf.len);
-	return PointerGetDatum(buf.data);
+	return (struct varlena *) buf.data;
 }
 
 /* Returns the key of a row. */
@@ -471,29 +458,17 @@ static void
 enqueue(Capture *capture, char operation, TupleTableSlot *slot,
 		TupleTableSlot *before)
 {
-	Relation	queue = table_open(capture->queue, RowExclusiveLock);
-	Datum		values[NCOLS];
-	bool		nulls[NCOLS] = {false};
-	HeapTuple	tuple;
+	PosEntry	entry = {
+		.model = capture->model,
+		.operation = operation,
+		.integer = capture->integer,
+		.key = row_key(capture, slot),
+		.image = row_image(capture, slot),
+		.before = before != NULL ? row_image(capture, before) : NULL
+	};
 
-	values[COL_TXID] =
-		UInt64GetDatum(U64FromFullTransactionId(GetTopFullTransactionId()));
-	values[COL_ID] = Int64GetDatum(nextval_internal(capture->sequence, false));
-	values[COL_MODEL] = Int16GetDatum(capture->model);
-	values[COL_OPERATION] = CharGetDatum(operation);
-	values[COL_KEY] = values[COL_KEY_TEXT] = row_key(capture, slot);
-	nulls[COL_KEY] = !capture->integer;
-	nulls[COL_KEY_TEXT] = capture->integer;
-	values[COL_IMAGE] = row_image(capture, slot);
-	nulls[COL_BEFORE] = before == NULL;
-	if (before != NULL)
-		values[COL_BEFORE] = row_image(capture, before);
-	values[COL_QUEUED_AT] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
-
-	tuple = heap_form_tuple(RelationGetDescr(queue), values, nulls);
-	CatalogTupleInsert(queue, tuple);
+	pos_spool_put(capture->queue, capture->sequence, &entry);
 	pos_shared_wake_at_commit(POS_WAKE_QUEUED);
-	table_close(queue, NoLock);
 }
 
 /* Whether an update changed the key. */

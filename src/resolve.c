@@ -12,6 +12,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "run.h"
+#include "spool.h"
 #include "store.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -77,6 +78,7 @@ static void
 begin(FunctionCallInfo fcinfo)
 {
 	pos_store_init(fcinfo->flinfo->fn_oid);
+	pos_spool_write();
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 }
@@ -195,9 +197,10 @@ settle_conflict(Entry *entry, bool local)
 		pos_store_execute("UPDATE @.synchronize_queue SET before ="
 						  " (SELECT (row_image -> 'remote')::json"
 						  " FROM @.synchronize_quarantine WHERE id = $3)"
-						  " WHERE id = (SELECT min(id) FROM @.synchronize_queue"
-						  " WHERE model = $1"
-						  " AND coalesce(local_key::text, local_key_text) = $2)",
+						  " WHERE (txid, id) = (SELECT txid, id"
+						  " FROM @.synchronize_queue WHERE model = $1"
+						  " AND coalesce(local_key::text, local_key_text) = $2"
+						  " ORDER BY txid, id LIMIT 1)",
 						  3, types, values, NULL);
 	else
 		pos_store_execute("DELETE FROM @.synchronize_queue WHERE model = $1"

@@ -81,7 +81,7 @@ my $seller = Possync::Session->new($till, user => 'seller');
 my ($out, $err) = $seller->run("SELECT sell('by a seller', 'C1', 2)");
 is($err, '', 'a seller sells');
 is(queued(), 'payment i 2, sale i 1, sale u 1, sale_line i 2', 'and it is queued');
-($out, $err) = $seller->run("SELECT nextval('synchronize_queue_id_seq')");
+($out, $err) = $seller->run("SELECT nextval('synchronize_queue_txid_seq')");
 like($err, qr/permission denied/, 'who may not touch the queue');
 ($out, $err) = $seller->run("CREATE TEMP TABLE mine (id integer, number text); CREATE TRIGGER t AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION possync_capture('1'); INSERT INTO mine VALUES (7, 'forged')");
 is(queued(), '', 'a trigger of his own forges nothing');
