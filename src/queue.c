@@ -10,11 +10,15 @@
  */
 #include "possync.h"
 
+#include "access/skey.h"
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "access/tableam.h"
 #include "catalog/partition.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
-#include "executor/spi.h"
+#include "executor/tuptable.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "model.h"
@@ -22,10 +26,12 @@
 #include "shared.h"
 #include "spool.h"
 #include "store.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/datetime.h"
 #include "utils/float.h"
+#include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
@@ -34,6 +40,13 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+/* Columns of synchronize_model */
+enum
+{
+	MODEL_ID = 1, MODEL_RELATION = 3, MODEL_KEY_COLUMNS = 6
+};
 
 /* A captured column */
 typedef struct Column
@@ -122,53 +135,77 @@ pos_queue_is_captured(Relation rel)
 }
 
 /*
- * Whether a table is a model's, as find_key has read it, or a partition of
- * that.  Anybody may create a trigger, but not sell in another table's name.
+ * Whether a table is a model's, or a partition of that.  Anybody may create a
+ * trigger, but not sell in another table's name.
  */
 static bool
-is_table_of(Relation rel, SPITupleTable *model)
+is_table_of(Relation rel, Oid model)
 {
-	bool		isnull;
-	Oid			relid = DatumGetObjectId(SPI_getbinval(model->vals[0],
-													   model->tupdesc, 2,
-													   &isnull));
-
-	return RelationGetRelid(rel) == relid ||
+	return RelationGetRelid(rel) == model ||
 		(rel->rd_rel->relispartition &&
-		 list_member_oid(get_partition_ancestors(RelationGetRelid(rel)), relid));
+		 list_member_oid(get_partition_ancestors(RelationGetRelid(rel)), model));
+}
+
+/*
+ * Reads the table of a model, returned, and the names of its key columns.
+ * Without SQL, which would cost a seller who connects anew more than his first
+ * sales do.
+ */
+static Oid
+read_model(int16 id, Datum **names, int *n)
+{
+	Relation	models = table_open(pos_store_relid("synchronize_model"),
+									AccessShareLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	TupleTableSlot *slot = table_slot_create(models, NULL);
+	ScanKeyData key;
+	TableScanDesc scan;
+	Oid			relid = InvalidOid;
+
+	ScanKeyInit(&key, MODEL_ID, BTEqualStrategyNumber, F_INT2EQ,
+				Int16GetDatum(id));
+	scan = table_beginscan(models, snapshot, 1, &key);
+	if (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool		isnull;
+
+		relid = DatumGetObjectId(slot_getattr(slot, MODEL_RELATION, &isnull));
+		deconstruct_array(DatumGetArrayTypePCopy(slot_getattr(slot,
+															  MODEL_KEY_COLUMNS,
+															  &isnull)),
+						  NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR, names,
+						  NULL, n);
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	UnregisterSnapshot(snapshot);
+	table_close(models, AccessShareLock);
+	return relid;
 }
 
 /* Finds the key columns of a model in a table, which may be a partition. */
 static void
 find_key(Capture *capture, Relation rel)
 {
-	Oid			types[] = {INT2OID};
-	Datum		values[] = {Int16GetDatum(capture->model)};
-	uint64		n;
+	Datum	   *names;
+	int			n;
+	Oid			table = read_model(capture->model, &names, &n);
 
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	n = pos_store_execute("SELECT u.name::text, m.relation::oid"
-						  " FROM @.synchronize_model m,"
-						  " unnest(m.key_columns) WITH ORDINALITY u(name, n)"
-						  " WHERE m.id = $1 ORDER BY u.n",
-						  1, types, values, NULL);
-	if (n == 0)
+	if (!OidIsValid(table))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("table \"%s\" is queued for a model that does not exist any more",
 						RelationGetRelationName(rel)),
 				 errhint("Drop the triggers possync_queue and possync_queue_truncate of the table.")));
-	if (!is_table_of(rel, SPI_tuptable))
+	if (!is_table_of(rel, table))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("table \"%s\" is not that of the model it is queued for",
 						RelationGetRelationName(rel)),
 				 errhint("possync_queue creates the trigger.")));
-	for (uint64 i = 0; i < n; i++)
+	for (int i = 0; i < n; i++)
 	{
-		char	   *name = SPI_getvalue(SPI_tuptable->vals[i],
-										SPI_tuptable->tupdesc, 1);
+		char	   *name = NameStr(*DatumGetName(names[i]));
 		AttrNumber	attnum = get_attnum(RelationGetRelid(rel), name);
 
 		if (attnum <= 0)
@@ -183,7 +220,6 @@ find_key(Capture *capture, Relation rel)
 	}
 	capture->integer = capture->nkey == 1 &&
 		pos_key_is_integer(capture->keytypes[0]);
-	SPI_finish();
 }
 
 /*
