@@ -42,12 +42,6 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
-/* Columns of synchronize_model */
-enum
-{
-	MODEL_ID = 1, MODEL_RELATION = 3, MODEL_KEY_COLUMNS = 6
-};
-
 /* A captured column */
 typedef struct Column
 {
@@ -162,16 +156,19 @@ read_model(int16 id, Datum **names, int *n)
 	TableScanDesc scan;
 	Oid			relid = InvalidOid;
 
-	ScanKeyInit(&key, MODEL_ID, BTEqualStrategyNumber, F_INT2EQ,
+	ScanKeyInit(&key, get_attnum(RelationGetRelid(models), "id"), BTEqualStrategyNumber, F_INT2EQ,
 				Int16GetDatum(id));
 	scan = table_beginscan(models, snapshot, 1, &key);
 	if (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
 		bool		isnull;
 
-		relid = DatumGetObjectId(slot_getattr(slot, MODEL_RELATION, &isnull));
+		AttrNumber	relation = get_attnum(RelationGetRelid(models), "relation");
+		AttrNumber	columns = get_attnum(RelationGetRelid(models), "key_columns");
+
+		relid = DatumGetObjectId(slot_getattr(slot, relation, &isnull));
 		deconstruct_array(DatumGetArrayTypePCopy(slot_getattr(slot,
-															  MODEL_KEY_COLUMNS,
+															  columns,
 															  &isnull)),
 						  NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR, names,
 						  NULL, n);

@@ -270,7 +270,8 @@ renumber(int64 number)
 
 /*
  * Writes what is captured and not written yet.  The transaction keeps the
- * number it has, unless this is the last time.
+ * number it has, unless this is the last time: deferred foreign keys may make it
+ * depend on others that have ended since.
  */
 static void
 write_captured(bool last)
