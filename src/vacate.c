@@ -45,7 +45,8 @@ vacate(const char *name, bool copied)
 {
 	Oid			database = name == NULL ? InvalidOid : get_database_oid(name, true);
 
-	if (OidIsValid(database) && database != MyDatabaseId &&
+	/* that of its own a session cannot drop, but copy */
+	if (OidIsValid(database) && (copied || database != MyDatabaseId) &&
 		(pos_compat_owns_database(database, GetUserId()) ||
 		 (copied && is_template(database) && have_createdb_privilege())))
 		pos_shared_vacate(database);
