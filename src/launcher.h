@@ -8,7 +8,7 @@
 /* in launcher.c */
 extern void pos_launcher_register(void);
 
-/* in vacate.c */
-extern void pos_vacate_init(void);
+/* in commands.c */
+extern void pos_commands_init(void);
 
 #endif							/* POSSYNC_LAUNCHER_H */

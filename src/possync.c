@@ -59,6 +59,6 @@ _PG_init(void)
 		return;
 	pos_shared_init();
 	pos_progress_init();
-	pos_vacate_init();
+	pos_commands_init();
 	pos_launcher_register();
 }

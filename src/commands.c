@@ -1,5 +1,5 @@
 /*
- * vacate.c
+ * commands.c
  *		Commands that possync's processes have to know of.
  *
  * PostgreSQL drops, renames or copies a database only while nobody is connected
@@ -135,7 +135,7 @@ utility(PlannedStmt *pstmt, const char *query, bool read_only,
 
 /* Looks at commands from now on; called while the module is preloaded. */
 void
-pos_vacate_init(void)
+pos_commands_init(void)
 {
 	next_utility = ProcessUtility_hook;
 	ProcessUtility_hook = utility;
