@@ -76,6 +76,15 @@ leave(void)
 	proc_exit(0);
 }
 
+/* Whose jobs these are, with which server, in which direction: three values */
+static void
+set_identity(Datum *values)
+{
+	values[0] = ObjectIdGetDatum(me.role);
+	values[1] = ObjectIdGetDatum(me.server);
+	values[2] = CStringGetTextDatum(me.push ? "push" : "pull");
+}
+
 /* Reads the jobs of this process. */
 static List *
 read_jobs(void)
@@ -89,9 +98,7 @@ read_jobs(void)
 	pos_transaction_begin();
 	if (!pos_process_find_store())
 		leave();
-	values[0] = ObjectIdGetDatum(me.role);
-	values[1] = ObjectIdGetDatum(me.server);
-	values[2] = CStringGetTextDatum(me.push ? "push" : "pull");
+	set_identity(values);
 	n = pos_store_execute("SELECT s.model, m.name,"
 						  " (extract(epoch FROM s.every) * 1000000)::int8,"
 						  " (extract(epoch FROM s.jitter) * 1000000)::int8,"
@@ -140,9 +147,7 @@ note_interrupted(void)
 	pos_transaction_begin();
 	if (!pos_process_find_store())
 		leave();
-	values[0] = ObjectIdGetDatum(me.role);
-	values[1] = ObjectIdGetDatum(me.server);
-	values[2] = CStringGetTextDatum(me.push ? "push" : "pull");
+	set_identity(values);
 	pos_store_execute("WITH cut AS (UPDATE @.synchronize_schedule s"
 					  " SET started_at = NULL, next_run = clock_timestamp()"
 					  " FROM @.synchronize_model m, pg_foreign_server f"
