@@ -6,9 +6,10 @@
  * go.  Sessions, SQL, conversion and libpq's ways are the business of the
  * other postgres_*.c files.
  *
- * A read in which nothing changed is one round trip, if the tables are known
- * from an earlier one: the end of the last transaction, whose answer has long
- * arrived, is read first, and a pipeline does all the rest.
+ * A read in which nothing changed is one statement, if the tables are known from
+ * an earlier one, see postgres_poll.c.  If something changed, it is three round
+ * trips: that, the snapshot with what changed in it and what the tables look
+ * like, and the rows.
  */
 #include "postgres.h"
 
@@ -23,6 +24,7 @@
 typedef enum Attempt
 {
 	ATTEMPT_DONE,
+	ATTEMPT_CHANGED,			/* a snapshot is needed */
 	ATTEMPT_LOST,				/* the kept connection is dead */
 	ATTEMPT_STALE				/* what we know of the tables is out of date */
 } Attempt;
@@ -51,15 +53,16 @@ const PosConnectionOps pos_connection_postgres = {
 	.received = received,
 };
 
+static bool can_poll(PosPgSession *session, PosTable **tables, int ntables);
+static Attempt try_poll(PosPgSession *session, PosTable **tables, int ntables);
 static Attempt try_begin(PosPgSession *session, PosTable **tables, int ntables,
 						 bool kept);
-static bool send_begin(PosPgSession *session, const char *question);
+static bool send_begin(PosPgSession *session, const char *probe,
+					   const char *description);
 static bool send_piped(PosPgSession *session, const char *sql);
 static void expect_piped(PosPgSession *session, ExecStatusType status);
-static void end_pipeline(PosPgSession *session);
 static bool out_of_date(PGresult *result);
-static void receive_clock(PosPgSession *session);
-static TimestampTz get_time(PGresult *res, int column);
+static bool receive_clock(PosPgSession *session);
 static void receive_probe(PosPgSession *session, PosTable **tables,
 						  int ntables);
 static void receive_positions(PosPgSession *session, PosTable **tables,
@@ -78,7 +81,7 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 {
 	PosPgSession *session = (PosPgSession *) connection;
 	MemoryContext old;
-	Attempt		attempt;
+	Attempt		attempt = ATTEMPT_LOST;
 
 	pos_pg_session_enter(session);
 	session->level = GetCurrentTransactionNestLevel();
@@ -101,7 +104,12 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 		old = MemoryContextSwitchTo(session->read_context);
 		if (session->state == POS_PG_CLOSED)
 			pos_pg_connect(session);
-		attempt = try_begin(session, tables, ntables, kept);
+		else if (can_poll(session, tables, ntables))
+			attempt = try_poll(session, tables, ntables);
+		else
+			attempt = ATTEMPT_CHANGED;
+		if (!kept || attempt == ATTEMPT_CHANGED)
+			attempt = try_begin(session, tables, ntables, kept);
 		MemoryContextSwitchTo(old);
 
 		if (attempt == ATTEMPT_LOST)
@@ -125,20 +133,6 @@ describe(PosConnection *connection, PosTable **tables, int ntables)
 {
 	PosPgSession *session = (PosPgSession *) connection;
 	List	   *problems = NIL;
-	MemoryContext old;
-	StringInfoData sql;
-
-	pos_pg_session_enter(session);
-	old = MemoryContextSwitchTo(session->read_context);
-	initStringInfo(&sql);
-	pos_pg_describe_query(&sql, tables, ntables);
-	MemoryContextSwitchTo(old);
-	run(session, sql.data);
-	pos_pg_expect(session, PGRES_TUPLES_OK);
-	pos_pg_describe_result(session, tables, ntables);
-	if (pos_pg_result(session) != NULL)
-		pos_pg_error(session);
-	pos_pg_session_leave(session);
 
 	for (int i = 0; i < ntables; i++)
 		problems = list_concat(problems,
@@ -252,9 +246,11 @@ finish(PosConnection *connection)
 	PosPgSession *session = (PosPgSession *) connection;
 
 	pos_pg_session_forget_read(session);
-	if (session->state == POS_PG_OPEN && session->options.keep_connections)
+	if (!session->options.keep_connections)
+		pos_pg_session_close(session);
+	else if (session->state == POS_PG_OPEN)
 		pos_pg_session_end(session, "COMMIT");
-	else
+	else if (session->state != POS_PG_IDLE)
 		pos_pg_session_close(session);
 }
 
@@ -265,27 +261,58 @@ received(PosConnection *connection)
 }
 
 /*
- * Opens the snapshot and asks what changed.
+ * Whether a poll can tell that nothing changed.
+ */
+static bool
+can_poll(PosPgSession *session, PosTable **tables, int ntables)
+{
+	if (!all_described(session, tables, ntables))
+		return false;
+	for (int i = 0; i < ntables; i++)
+		if (!pos_pg_query_probed(session, tables[i]))
+			return false;
+
+	return ntables > 0;
+}
+
+static Attempt
+try_poll(PosPgSession *session, PosTable **tables, int ntables)
+{
+	switch (pos_pg_poll(session, tables, ntables))
+	{
+		case POS_PG_POLL_LOST:
+			return ATTEMPT_LOST;
+		case POS_PG_POLL_CHANGED:
+			return ATTEMPT_CHANGED;
+		case POS_PG_POLL_UNCHANGED:
+			break;
+	}
+	for (int i = 0; i < ntables; i++)
+		tables[i]->changed = false;
+
+	return ATTEMPT_DONE;
+}
+
+/*
+ * Opens the snapshot, asks what changed, and describes the tables.
  *
- * All in one pipeline if the tables are known; if not, the pipeline describes
- * them and the question is another round trip.  Only a kept connection may
- * turn out to be lost, and it must answer as fast as a new one would: its
- * first question needs no thinking.
+ * All in one pipeline if the tables are known; if not, what changed is another
+ * round trip.  Only a kept connection may turn out to be lost, and it must answer
+ * as fast as a new one would: its first question needs no thinking.
  */
 static Attempt
 try_begin(PosPgSession *session, PosTable **tables, int ntables, bool kept)
 {
 	bool		known = all_described(session, tables, ntables);
-	StringInfoData question;
+	StringInfoData description;
 	char	   *probe = NULL;
 
-	initStringInfo(&question);
-	if (!known)
-		pos_pg_describe_query(&question, tables, ntables);
-	else if ((probe = pos_pg_query_probe(session, tables, ntables)) != NULL)
-		appendStringInfoString(&question, probe);
+	initStringInfo(&description);
+	pos_pg_describe_query(&description, tables, ntables);
+	if (known)
+		probe = pos_pg_query_probe(session, tables, ntables, NULL);
 
-	if (!send_begin(session, question.data) && kept)
+	if (!send_begin(session, probe, description.data) && kept)
 		return ATTEMPT_LOST;
 	if (session->state == POS_PG_ENDING && !pos_pg_session_drain(session))
 		return ATTEMPT_LOST;
@@ -295,32 +322,34 @@ try_begin(PosPgSession *session, PosTable **tables, int ntables, bool kept)
 	(void) pos_pg_result(session);
 	if (kept && pos_pg_lost(session))
 		return ATTEMPT_LOST;
-	receive_clock(session);
+	if (!receive_clock(session))
+		return ATTEMPT_LOST;
 
 	expect_piped(session, PGRES_COMMAND_OK);	/* BEGIN */
 	expect_piped(session, PGRES_TUPLES_OK); /* settings */
-	if (question.len > 0)
+	if (probe != NULL)
 	{
-		session->command = question.data;
+		session->command = probe;
 		(void) pos_pg_result(session);
-		if (known && out_of_date(session->result))
+		if (out_of_date(session->result))
 		{
-			end_pipeline(session);
+			pos_pg_end_pipeline(session);
 			return ATTEMPT_STALE;
 		}
 		if (PQresultStatus(session->result) != PGRES_TUPLES_OK)
 			pos_pg_error(session);
-		if (known)
-			receive_probe(session, tables, ntables);
-		else
-			pos_pg_describe_result(session, tables, ntables);
+		receive_probe(session, tables, ntables);
+		if (pos_pg_result(session) != NULL)
+			pos_pg_error(session);
 	}
-	end_pipeline(session);
+	session->command = description.data;
+	pos_pg_expect(session, PGRES_TUPLES_OK);
+	pos_pg_describe_result(session, tables, ntables);
+	pos_pg_end_pipeline(session);
 	session->state = POS_PG_OPEN;
 
-	if (!known)
-		probe = pos_pg_query_probe(session, tables, ntables);
-	if (!known && probe != NULL)
+	if (!known &&
+		(probe = pos_pg_query_probe(session, tables, ntables, NULL)) != NULL)
 	{
 		run(session, probe);
 		pos_pg_expect(session, PGRES_TUPLES_OK);
@@ -333,12 +362,12 @@ try_begin(PosPgSession *session, PosTable **tables, int ntables, bool kept)
 }
 
 /*
- * Sends all that opens a snapshot, and a question to be answered in it unless
- * that is empty.  The clock stands before the snapshot, see postgres_query.c.
+ * Sends all that opens a snapshot, and the questions to be answered in it; probe
+ * may be NULL.  The clock stands before the snapshot, see postgres_query.c.
  * Returns false if the connection does not take it.
  */
 static bool
-send_begin(PosPgSession *session, const char *question)
+send_begin(PosPgSession *session, const char *probe, const char *description)
 {
 	session->command = pos_pg_query_clock(session);
 	if (!PQenterPipelineMode(session->conn) ||
@@ -348,7 +377,8 @@ send_begin(PosPgSession *session, const char *question)
 		!send_piped(session,
 					"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY") ||
 		!send_piped(session, pos_pg_query_settings(session, false)) ||
-		(question[0] != '\0' && !send_piped(session, question)) ||
+		(probe != NULL && !send_piped(session, probe)) ||
+		!send_piped(session, description) ||
 		!PQpipelineSync(session->conn))
 		return false;
 	pos_pg_flush(session);
@@ -374,22 +404,6 @@ expect_piped(PosPgSession *session, ExecStatusType status)
 }
 
 /*
- * Skips what is left in a pipeline and leaves it.
- */
-static void
-end_pipeline(PosPgSession *session)
-{
-	while (PQresultStatus(session->result) != PGRES_PIPELINE_SYNC)
-	{
-		if (pos_pg_result(session) == NULL &&
-			PQstatus(session->conn) == CONNECTION_BAD)
-			pos_pg_error(session);
-	}
-	if (!PQexitPipelineMode(session->conn))
-		pos_pg_error(session);
-}
-
-/*
  * Whether a probe failed for something that describing the tables again tells
  * better: syntax error or access rule violation, SQLSTATE class 42.
  */
@@ -402,39 +416,35 @@ out_of_date(PGresult *result)
 }
 
 /*
- * Takes the answer to pos_pg_query_clock.
+ * Takes the answer to pos_pg_query_clock.  Returns false if it comes from another
+ * server than we know, which may happen behind a pooler.
  */
-static void
+static bool
 receive_clock(PosPgSession *session)
 {
 	PGresult   *res = session->result;
+	TimestampTz started;
 
 	if (PQresultStatus(res) != PGRES_TUPLES_OK || PQntuples(res) != 1)
 		pos_pg_error(session);
 
-	session->now = get_time(res, 0);
-	session->complete = get_time(res, 1);
+	session->now = pos_pg_time(PQgetvalue(res, 0, 0));
+	session->complete = pos_pg_time(PQgetvalue(res, 0, 1));
+	started = pos_pg_time(PQgetvalue(res, 0, 2));
 	if (session->source == NULL)
+	{
+		session->started = started;
 		session->source = MemoryContextStrdup(session->context,
-											  PQgetvalue(res, 0, 2));
+											  PQgetvalue(res, 0, 3));
+	}
+	else if (session->started != started)
+		return false;
 
 	if (pos_pg_result(session) != NULL)
 		pos_pg_error(session);
 	pos_pg_expect(session, PGRES_PIPELINE_SYNC);
-}
 
-/*
- * A timestamp with time zone in binary form: microseconds since 2000, as here.
- */
-static TimestampTz
-get_time(PGresult *res, int column)
-{
-	uint64		n;
-
-	Assert(PQgetlength(res, 0, column) == sizeof(n));
-	memcpy(&n, PQgetvalue(res, 0, column), sizeof(n));
-
-	return (TimestampTz) pg_ntoh64(n);
+	return true;
 }
 
 /*

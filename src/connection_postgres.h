@@ -9,6 +9,7 @@
  * postgres_relation.c		what is known of remote tables
  * postgres_describe.c		what the remote tables look like
  * postgres_query.c			the SQL that is sent
+ * postgres_poll.c			whether anything changed, asked for little
  * postgres_convert.c		from the wire to datums
  * postgres_write.c			the other direction: rows sent, keys made there
  *
@@ -30,6 +31,15 @@ typedef struct PosPgOptions
 	int			overlap;		/* milliseconds */
 	bool		keep_connections;
 } PosPgOptions;
+
+/* What a poll found out */
+typedef enum PosPgPoll
+{
+	POS_PG_POLL_UNCHANGED,
+	POS_PG_POLL_CHANGED,		/* or so it may be */
+	POS_PG_POLL_LOST			/* the kept connection is dead, or leads
+								 * elsewhere */
+} PosPgPoll;
 
 typedef enum PosPgState
 {
@@ -98,7 +108,9 @@ typedef struct PosPgSession
 	uint64		received;		/* bytes since begin */
 
 	char	   *source;			/* identity of the remote; NULL: not yet asked */
+	TimestampTz started;		/* when the server with that identity started */
 	List	   *relations;		/* PosPgRelation */
+	List	   *prepared;		/* names (char *) of statements prepared */
 
 	/* since begin */
 	MemoryContext read_context;
@@ -154,6 +166,8 @@ extern bool pos_pg_answers(PosPgSession *session, int timeout);
 extern bool pos_pg_lost(PosPgSession *session);
 extern int	pos_pg_row(PosPgSession *session);
 extern void pos_pg_expect(PosPgSession *session, ExecStatusType status);
+extern void pos_pg_end_pipeline(PosPgSession *session);
+extern TimestampTz pos_pg_time(const char *value);
 pos_noreturn extern void pos_pg_error(PosPgSession *session);
 
 /* in postgres_relation.c */
@@ -175,12 +189,16 @@ extern char *pos_pg_describe_changes(PosPgSession *session, PosTable *table);
 extern char *pos_pg_query_clock(PosPgSession *session);
 extern char *pos_pg_query_settings(PosPgSession *session, bool writes);
 extern char *pos_pg_query_probe(PosPgSession *session, PosTable **tables,
-								int ntables);
+								int ntables, const char **values);
 extern char *pos_pg_query_positions(PosPgSession *session, PosTable **tables,
 									int ntables);
 extern char *pos_pg_query_rows(PosPgSession *session, PosTable *table,
 							   PosPgPlan *plan);
 extern bool pos_pg_query_probed(PosPgSession *session, PosTable *table);
+
+/* in postgres_poll.c */
+extern PosPgPoll pos_pg_poll(PosPgSession *session, PosTable **tables,
+							 int ntables);
 
 /* in postgres_write.c */
 extern List *pos_pg_expect_tables(PosConnection *connection, PosTable **tables,

@@ -37,15 +37,18 @@
 static Oid	change_type(PosPgSession *session, PosTable *table);
 static bool has_position(PosPgSession *session, PosTable *table);
 static char *time_literal(TimestampTz time);
+static bool always_tells(PosPgRelation *relation, PosTable *table);
 static void append_changed(StringInfo sql, PosPgRelation *relation,
 						   PosTable *table, const char *since);
+static void append_untold(StringInfo sql, PosPgRelation *relation,
+						  PosTable *table);
 static void append_greatest(StringInfo sql, PosPgRelation *relation,
 							PosTable *table);
 static void append_retry(StringInfo sql, PosTable *table);
 
 /*
- * The remote's clock, how far it is complete, and its identity if that is not
- * known yet; one row.  To be run before the snapshot is taken, in a
+ * The remote's clock, how far it is complete, when it was started, and its
+ * identity if that is not known yet; one row.  To be run before the snapshot is taken, in a
  * transaction of its own.
  *
  * Where we may see them, the cap is the start of the oldest transaction in the
@@ -87,7 +90,8 @@ pos_pg_query_clock(PosPgSession *session)
 					" WHERE a.datid = %s AND a.pid <> pg_backend_pid()"
 					" AND a.backend_type IN ('client backend', 'background worker')) END,"
 					" least(k.now, CASE WHEN pg_is_in_recovery()"
-					" THEN pg_last_xact_replay_timestamp() END) - interval '%d ms'), %s"
+					" THEN pg_last_xact_replay_timestamp() END) - interval '%d ms'),"
+					" pg_postmaster_start_time(), %s"
 					" FROM (SELECT clock_timestamp() AS now OFFSET 0) k",
 					UNSEEN_START, database, session->options.overlap,
 					database, session->options.overlap, source);
@@ -133,30 +137,45 @@ pos_pg_query_probed(PosPgSession *session, PosTable *table)
 
 /*
  * A boolean for every table to be probed, in order; NULL if there is none.
+ *
+ * The greatest value is compared with the position, rather than a row looked for
+ * beyond it: the plan is the same whatever the position is and whatever is known
+ * of the values, the end of an index.  With values, that is filled with the
+ * positions, which then are parameters, and the statement means the same under
+ * any settings; without, they are in it.
  */
 char *
-pos_pg_query_probe(PosPgSession *session, PosTable **tables, int ntables)
+pos_pg_query_probe(PosPgSession *session, PosTable **tables, int ntables,
+				   const char **values)
 {
 	StringInfoData sql;
-	bool		any = false;
+	int			n = 0;
 
 	initStringInfo(&sql);
-	appendStringInfoString(&sql, "SELECT ");
 	for (int i = 0; i < ntables; i++)
 	{
-		PosPgRelation *relation = pos_pg_relation(session, tables[i]->remote);
+		PosTable   *table = tables[i];
+		PosPgRelation *relation = pos_pg_relation(session, table->remote);
 
-		if (!pos_pg_query_probed(session, tables[i]))
+		if (!pos_pg_query_probed(session, table))
 			continue;
-		appendStringInfo(&sql, "%sEXISTS (SELECT FROM %s WHERE ",
-						 any ? ", " : "", relation->sql);
-		append_changed(&sql, relation, tables[i],
-					   quote_literal_cstr(tables[i]->position));
-		appendStringInfoChar(&sql, ')');
-		any = true;
+		appendStringInfoString(&sql, n > 0 ? ", " : "");
+		append_greatest(&sql, relation, table);
+		appendStringInfoString(&sql, " OPERATOR(pg_catalog.>=) ");
+		if (values == NULL)
+			appendStringInfoString(&sql, quote_literal_cstr(table->position));
+		else
+		{
+			values[n] = table->position;
+			appendStringInfo(&sql, "$%d", n + 1);
+		}
+		if (!always_tells(relation, table))
+			append_untold(&sql, relation, table);
+		n++;
 	}
 
-	return any ? sql.data : NULL;
+	return n == 0 ? NULL : psprintf("%s%s", values == NULL ? "SELECT " : "",
+									sql.data);
 }
 
 /*
@@ -305,6 +324,26 @@ has_position(PosPgSession *session, PosTable *table)
 		strcmp(table->source, session->source) == 0;
 }
 
+/* Whether every row has a value in one of the change columns at least. */
+static bool
+always_tells(PosPgRelation *relation, PosTable *table)
+{
+	for (int i = 0; i < table->nchange; i++)
+		if (pos_pg_attribute(relation, table->change[i])->notnull)
+			return true;
+
+	return false;
+}
+
+/* Appends that all change columns are null. */
+static void
+append_all_null(StringInfo sql, PosTable *table)
+{
+	for (int i = 0; i < table->nchange; i++)
+		appendStringInfo(sql, "%s%s IS NULL", i > 0 ? " AND " : "",
+						 quote_identifier(table->change[i]));
+}
+
 /*
  * Appends the condition that a row changed at or after a position.  A row
  * whose change columns are all null never tells, so it always counts.
@@ -313,25 +352,30 @@ static void
 append_changed(StringInfo sql, PosPgRelation *relation, PosTable *table,
 			   const char *since)
 {
-	bool		notnull = false;
-
 	appendStringInfoChar(sql, '(');
 	for (int i = 0; i < table->nchange; i++)
-	{
 		appendStringInfo(sql, "%s%s >= %s", i > 0 ? " OR " : "",
 						 quote_identifier(table->change[i]), since);
-		if (pos_pg_attribute(relation, table->change[i])->notnull)
-			notnull = true;
-	}
-	if (!notnull)
+	if (!always_tells(relation, table))
 	{
 		appendStringInfoString(sql, " OR (");
-		for (int i = 0; i < table->nchange; i++)
-			appendStringInfo(sql, "%s%s IS NULL", i > 0 ? " AND " : "",
-							 quote_identifier(table->change[i]));
+		append_all_null(sql, table);
 		appendStringInfoChar(sql, ')');
 	}
 	appendStringInfoChar(sql, ')');
+}
+
+/*
+ * Appends that there is a row whose change columns are all null.  The order says
+ * that an index is to be used, whatever is known of how many there are.
+ */
+static void
+append_untold(StringInfo sql, PosPgRelation *relation, PosTable *table)
+{
+	appendStringInfo(sql, " OR (SELECT true FROM %s WHERE ", relation->sql);
+	append_all_null(sql, table);
+	appendStringInfo(sql, " ORDER BY %s LIMIT 1)",
+					 quote_identifier(table->change[0]));
 }
 
 /*
@@ -341,7 +385,8 @@ append_changed(StringInfo sql, PosPgRelation *relation, PosTable *table,
 static void
 append_greatest(StringInfo sql, PosPgRelation *relation, PosTable *table)
 {
-	appendStringInfoString(sql, "greatest(");
+	if (table->nchange > 1)
+		appendStringInfoString(sql, "GREATEST(");
 	for (int i = 0; i < table->nchange; i++)
 	{
 		const char *column = quote_identifier(table->change[i]);
@@ -350,7 +395,8 @@ append_greatest(StringInfo sql, PosPgRelation *relation, PosTable *table)
 						 " ORDER BY %s DESC LIMIT 1)", i > 0 ? ", " : "",
 						 column, relation->sql, column, column);
 	}
-	appendStringInfoChar(sql, ')');
+	if (table->nchange > 1)
+		appendStringInfoChar(sql, ')');
 }
 
 static void

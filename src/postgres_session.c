@@ -7,7 +7,8 @@
  * dropped when options change or an error leaves it in an unknown state.
  *
  * Nothing is left behind in a remote session but a read-only transaction that
- * ends with the read, so a pooler may stand in between.
+ * ends with the read, and statements that mean the same to everybody (see
+ * postgres_poll.c), so a pooler may stand in between.
  *
  * Errors.  Around all that waits or converts stand pos_pg_session_enter and
  * _leave.  An error in between leaves the mark set, and the abort of the
@@ -108,6 +109,8 @@ pos_pg_session_close(PosPgSession *session)
 	if (session->source != NULL)
 		pfree(session->source);
 	session->source = NULL;
+	list_free_deep(session->prepared);
+	session->prepared = NIL;
 }
 
 /*

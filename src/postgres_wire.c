@@ -12,6 +12,7 @@
 #include "connection_postgres.h"
 #include "libpq/libpq-be-fe-helpers.h"
 #include "mb/pg_wchar.h"
+#include "port/pg_bswap.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
@@ -230,6 +231,35 @@ pos_pg_expect(PosPgSession *session, ExecStatusType status)
 {
 	if (PQresultStatus(pos_pg_result(session)) != status)
 		pos_pg_error(session);
+}
+
+/*
+ * Skips what is left in a pipeline and leaves it.
+ */
+void
+pos_pg_end_pipeline(PosPgSession *session)
+{
+	while (PQresultStatus(session->result) != PGRES_PIPELINE_SYNC)
+	{
+		if (pos_pg_result(session) == NULL &&
+			PQstatus(session->conn) == CONNECTION_BAD)
+			pos_pg_error(session);
+	}
+	if (!PQexitPipelineMode(session->conn))
+		pos_pg_error(session);
+}
+
+/*
+ * A timestamp with time zone in binary form: microseconds since 2000, as here.
+ */
+TimestampTz
+pos_pg_time(const char *value)
+{
+	uint64		n;
+
+	memcpy(&n, value, sizeof(n));
+
+	return (TimestampTz) pg_ntoh64(n);
 }
 
 /*

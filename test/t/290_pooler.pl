@@ -117,7 +117,44 @@ $master->safe_psql('postgres', "SELECT pg_sleep(0.2)");
 	}
 }
 is($master->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE usename = 'clerk' AND state <> 'idle'"), '0', 'no transaction stays open');
-is($master->safe_psql('postgres', "SELECT count(*) FROM pg_prepared_statements"), '0', 'nothing prepared');
+
+# A poll that finds nothing is one statement, prepared once in every session of
+# the pool, whoever asks; also if somebody throws away what is prepared there.
+$master->safe_psql('postgres', "ALTER ROLE clerk SET log_statement = 'all'; GRANT pg_read_all_stats TO clerk");
+$_->safe_psql('postgres', "CREATE TABLE voucher (id serial PRIMARY KEY, code text UNIQUE, changed_at timestamptz NOT NULL DEFAULT now()); GRANT SELECT ON voucher TO clerk") for $master, $till;
+$master->safe_psql('postgres', "INSERT INTO voucher (code) VALUES ('a'), ('b')");
+$till->safe_psql('postgres', "SELECT * FROM possync_add_model('voucher', server => 'hq')");
+sleep 1;
+stop_pooler('INT');
+start_pooler();
+sub statements
+{
+	my ($polls) = @_;
+	my $offset = -s $master->logfile;
+	for (1 .. $polls)
+	{
+		for my $session (@sessions)
+		{
+			is(($session->run("SELECT status FROM possync_pull('voucher')"))[0], 'ok', 'polled');
+		}
+	}
+	my $log = slurp_file($master->logfile, $offset);
+	return (scalar(() = $log =~ /execute possync_/g), scalar(() = $log =~ /BEGIN/g), scalar(() = $log =~ /ERROR:  prepared statement/g));
+}
+statements(4);
+is(join(' ', statements(6)), '12 0 0', 'a poll is one statement');
+{
+	local $ENV{PGPASSWORD} = 'secret';
+	for (1 .. 2)
+	{
+		IPC::Run::run([ 'psql', '-qXAt', '-d', "host=127.0.0.1 port=$port dbname=postgres user=clerk", '-c', 'DEALLOCATE ALL' ], '>' => \my $out);
+	}
+}
+my (undef, $begun, $missed) = statements(6);
+is($begun, 0, 'no snapshot is opened where statements are gone');
+cmp_ok($missed, '>', 0, 'but they are noticed');
+is(join(' ', statements(6)), '12 0 0', 'and prepared again');
+$master->safe_psql('postgres', "ALTER ROLE clerk RESET log_statement");
 
 # Restarted between two pulls: nobody notices.  Killed: the same.
 for my $signal ('INT', 'KILL')

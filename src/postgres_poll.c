@@ -1,0 +1,211 @@
+/*
+ * postgres_poll.c
+ *		Whether anything changed, asked for as little as possible.
+ *
+ * Most reads find nothing, and a master has many tills.  So before a snapshot is
+ * opened one statement asks about all tables.  To plan it would cost the remote
+ * ten times what it takes to carry out: it is prepared.
+ *
+ * A pooler may give every transaction another session of the remote.  There the
+ * statement may not be prepared yet, or be so already, by us or by another till:
+ * the remote says which, and that is what is done next.  The name is made of the
+ * text, so it means the same to everybody; the text has no position in it and
+ * does not depend on search_path or any other setting.
+ *
+ * Nothing is concluded from an answer but that nothing changed.  If something
+ * has, all is asked again in the snapshot that the rows are read from.
+ */
+#include "postgres.h"
+
+#include "common/hashfn.h"
+#include "connection_postgres.h"
+#include "utils/memutils.h"
+
+/* How often to do what the remote's last answer asks for */
+#define TRIES 4
+
+/* What the statement tells before it comes to the tables */
+#define POLL_SELECT \
+	"SELECT pg_catalog.transaction_timestamp()," \
+	" CASE WHEN pg_catalog.pg_is_in_recovery()" \
+	" THEN pg_catalog.pg_last_xact_replay_timestamp()" \
+	" ELSE pg_catalog.transaction_timestamp() END," \
+	" pg_catalog.pg_postmaster_start_time()"
+
+enum
+{
+	P_NOW,
+	P_COMPLETE,
+	P_STARTED,
+	P_TABLES
+};
+
+/*
+ * A name that no other text has: session-wide it stands for it, whoever prepared
+ * it.
+ */
+static char *
+name_of(const char *sql)
+{
+	const unsigned char *text = (const unsigned char *) sql;
+	int			len = strlen(sql);
+
+	return psprintf("possync_%016llx%016llx",
+					(unsigned long long) hash_bytes_extended(text, len, 0),
+					(unsigned long long) hash_bytes_extended(text, len, 1));
+}
+
+static bool
+is_prepared(PosPgSession *session, const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, session->prepared)
+		if (strcmp(lfirst(lc), name) == 0)
+		return true;
+	return false;
+}
+
+static void
+remember(PosPgSession *session, const char *name)
+{
+	MemoryContext old = MemoryContextSwitchTo(session->context);
+
+	session->prepared = lappend(session->prepared, pstrdup(name));
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Sends the statement, and prepares it before if sql is given.  Returns false if
+ * the connection does not take it, or does not give the answer to the end of the
+ * last transaction.
+ */
+static bool
+send_poll(PosPgSession *session, const char *name, const char *sql,
+		  int nvalues, const char **values)
+{
+	bool		ending = session->state == POS_PG_ENDING;
+
+	if (!PQenterPipelineMode(session->conn) ||
+		(sql != NULL && !PQsendPrepare(session->conn, name, sql, 0, NULL)) ||
+		!PQsendQueryPrepared(session->conn, name, nvalues, values, NULL, NULL,
+							 1) ||
+		!PQpipelineSync(session->conn))
+		return false;
+	pos_pg_flush(session);
+	if (ending && !pos_pg_session_drain(session))
+		return false;
+	session->state = POS_PG_IDLE;
+	return true;
+}
+
+static TimestampTz
+get_time(PGresult *res, int column)
+{
+	return pos_pg_time(PQgetvalue(res, 0, column));
+}
+
+/* Takes an answer.  The clock counts only if nothing has changed. */
+static PosPgPoll
+take_answer(PosPgSession *session, int ntables)
+{
+	PGresult   *res = session->result;
+
+	if (PQntuples(res) != 1 || PQnfields(res) != P_TABLES + ntables)
+		pos_pg_error(session);
+
+	/* behind a pooler the remote may be another one by now */
+	if (get_time(res, P_STARTED) != session->started)
+		return POS_PG_POLL_LOST;
+	for (int i = 0; i < ntables; i++)
+		if (!PQgetisnull(res, 0, P_TABLES + i) &&
+			PQgetvalue(res, 0, P_TABLES + i)[0] != 0)
+			return POS_PG_POLL_CHANGED;
+	if (PQgetisnull(res, 0, P_COMPLETE))
+		return POS_PG_POLL_CHANGED;
+	session->now = get_time(res, P_NOW);
+	session->complete = get_time(res, P_COMPLETE);
+	return POS_PG_POLL_UNCHANGED;
+}
+
+/*
+ * Waits for the result of one command of the poll.  Returns its SQLSTATE, "" if
+ * it went well and NULL if the connection is lost.  It has to answer as fast as a
+ * new one would: if it does not, what comes instead of it has more time.
+ */
+static const char *
+await(PosPgSession *session)
+{
+	const char *sqlstate;
+
+	if (!pos_pg_answers(session, session->options.connect_timeout))
+		return NULL;
+	(void) pos_pg_result(session);
+	if (pos_pg_lost(session))
+		return NULL;
+	switch (PQresultStatus(session->result))
+	{
+		case PGRES_COMMAND_OK:
+		case PGRES_TUPLES_OK:
+			return "";
+		default:
+			sqlstate = PQresultErrorField(session->result, PG_DIAG_SQLSTATE);
+			if (sqlstate == NULL)
+				pos_pg_error(session);
+			return pstrdup(sqlstate);
+	}
+}
+
+/*
+ * Asks whether any of the tables changed, on a kept connection; all of them are
+ * known and have positions.  Opens no transaction.  If nothing has changed the
+ * session's clock is set, and it is complete up to when the question came in or,
+ * on a standby, up to what that has replayed.
+ */
+PosPgPoll
+pos_pg_poll(PosPgSession *session, PosTable **tables, int ntables)
+{
+	const char **values = palloc(sizeof(char *) * ntables);
+	char	   *sql = psprintf(POLL_SELECT ", %s",
+							   pos_pg_query_probe(session, tables, ntables,
+												  values));
+	char	   *name = name_of(sql);
+	bool		prepare = !is_prepared(session, name);
+
+	session->command = sql;
+	for (int i = 0; i < TRIES; i++)
+	{
+		const char *sqlstate = "";
+		PosPgPoll	result = POS_PG_POLL_CHANGED;
+
+		if (!send_poll(session, name, prepare ? sql : NULL, ntables, values))
+			return POS_PG_POLL_LOST;
+		if (prepare && (sqlstate = await(session)) != NULL && *sqlstate == '\0')
+		{
+			if (pos_pg_result(session) != NULL)
+				pos_pg_error(session);
+			remember(session, name);
+		}
+		if (sqlstate != NULL && *sqlstate == '\0' &&
+			(sqlstate = await(session)) != NULL && *sqlstate == '\0')
+			result = take_answer(session, ntables);
+		if (sqlstate == NULL || result == POS_PG_POLL_LOST)
+			return POS_PG_POLL_LOST;
+		pos_pg_end_pipeline(session);
+		if (*sqlstate == '\0')
+			return result;
+
+		if (strcmp(sqlstate, "42P05") == 0) /* duplicate_prepared_statement */
+		{
+			remember(session, name);
+			prepare = false;
+		}
+		else if (strcmp(sqlstate, "26000") == 0)	/* there is none */
+			prepare = true;
+		else
+			break;
+	}
+
+	/* what else is wrong will show when all is asked again */
+	return POS_PG_POLL_CHANGED;
+}
