@@ -160,6 +160,12 @@ COMMENT ON TABLE @extschema@.synchronize_counter IS 'what rows trimmed from sync
 COMMENT ON COLUMN @extschema@.synchronize_counter.since IS 'runs that began before are not counted';
 
 -- Jobs, and what they came to.
+-- Which database of which server this is.  A copy is another one.
+CREATE FUNCTION @extschema@._possync_home() RETURNS text LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT c.system_identifier || '/' || d.oid FROM pg_control_system() c, pg_database d WHERE d.datname = current_database() $$;
+COMMENT ON FUNCTION @extschema@._possync_home() IS 'internal: identity of this database';
+
 CREATE TABLE @extschema@.synchronize_schedule (
 	model smallint NOT NULL,
 	direction text NOT NULL CHECK (direction IN ('pull', 'push')),
@@ -167,6 +173,7 @@ CREATE TABLE @extschema@.synchronize_schedule (
 	every interval NOT NULL CHECK (every >= '1 second'),
 	jitter interval NOT NULL CHECK (jitter >= '0'),
 	paused boolean NOT NULL DEFAULT false,
+	home text NOT NULL DEFAULT @extschema@._possync_home(),
 	next_run timestamptz NOT NULL DEFAULT now(),
 	started_at timestamptz,
 	succeeded_at timestamptz,
@@ -181,6 +188,7 @@ CREATE TABLE @extschema@.synchronize_schedule (
 COMMENT ON TABLE @extschema@.synchronize_schedule IS 'what runs by itself, how often, as whom, and how that went';
 COMMENT ON COLUMN @extschema@.synchronize_schedule.owner IS 'the role as which it runs';
 COMMENT ON COLUMN @extschema@.synchronize_schedule.jitter IS 'how much earlier or later chance lets it run';
+COMMENT ON COLUMN @extschema@.synchronize_schedule.home IS 'the database it was set up in; in a copy of that it does not run until possync_resume';
 COMMENT ON COLUMN @extschema@.synchronize_schedule.started_at IS 'since when it has been running; null: it is not';
 COMMENT ON COLUMN @extschema@.synchronize_schedule.run IS 'its last run in synchronize_history';
 COMMENT ON COLUMN @extschema@.synchronize_schedule.failures IS 'how often it has failed in a row';
@@ -266,7 +274,7 @@ GRANT SELECT ON @extschema@.synchronize_model, @extschema@.synchronize_field,
 	@extschema@.synchronize_child, @extschema@.synchronize_position TO PUBLIC;
 
 -- not the errors, which may quote rows
-GRANT SELECT (model, direction, owner, every, jitter, paused, next_run, started_at,
+GRANT SELECT (model, direction, owner, every, jitter, paused, home, next_run, started_at,
 			  succeeded_at, run, failures, permanent, sqlstate)
 	ON @extschema@.synchronize_schedule TO PUBLIC;
 GRANT SELECT ON @extschema@.synchronize_counter TO PUBLIC;
@@ -402,7 +410,7 @@ CREATE TRIGGER synchronize_authorize BEFORE INSERT OR UPDATE OR DELETE ON @extsc
 CREATE TRIGGER synchronize_authorize BEFORE DELETE ON @extschema@.synchronize_position
 	FOR EACH ROW EXECUTE FUNCTION @extschema@._possync_authorize();
 
-GRANT DELETE, INSERT (model, direction, owner, every, jitter, paused), UPDATE (owner, every, jitter, paused, next_run)
+GRANT DELETE, INSERT (model, direction, owner, every, jitter, paused), UPDATE (owner, every, jitter, paused, home, next_run)
 	ON @extschema@.synchronize_schedule TO PUBLIC;
 GRANT INSERT, UPDATE, DELETE ON @extschema@.synchronize_model, @extschema@.synchronize_field,
 	@extschema@.synchronize_child TO PUBLIC;
@@ -1905,7 +1913,7 @@ CREATE FUNCTION @extschema@._possync_wake() RETURNS trigger
 AS 'MODULE_PATHNAME', 'possync_wake' LANGUAGE C;
 COMMENT ON FUNCTION @extschema@._possync_wake() IS 'internal: lets scheduled jobs see changed configuration';
 
-CREATE TRIGGER synchronize_wake AFTER INSERT OR UPDATE OF owner, every, jitter, paused OR DELETE OR TRUNCATE ON @extschema@.synchronize_schedule
+CREATE TRIGGER synchronize_wake AFTER INSERT OR UPDATE OF owner, every, jitter, paused, home OR DELETE OR TRUNCATE ON @extschema@.synchronize_schedule
 	EXECUTE FUNCTION @extschema@._possync_wake();
 CREATE TRIGGER synchronize_wake AFTER UPDATE OR DELETE OR TRUNCATE ON @extschema@.synchronize_model
 	EXECUTE FUNCTION @extschema@._possync_wake();
@@ -1980,7 +1988,8 @@ BEGIN
 	INSERT INTO @extschema@.synchronize_schedule AS s (model, direction, owner, every, jitter)
 	VALUES (old.id, $2, current_user::regrole, $3, coalesce($4, $3 / 10))
 	ON CONFLICT (model, direction) DO UPDATE
-	SET owner = EXCLUDED.owner, every = EXCLUDED.every, jitter = EXCLUDED.jitter, next_run = now();
+	SET owner = EXCLUDED.owner, every = EXCLUDED.every, jitter = EXCLUDED.jitter,
+		home = EXCLUDED.home, next_run = now();
 	IF NOT @extschema@._possync_is_preloaded() THEN
 		RAISE WARNING 'nothing runs by itself yet: possync is not preloaded'
 			USING HINT = 'Add possync to shared_preload_libraries and restart the server.';
@@ -2030,6 +2039,7 @@ AS $$
 DECLARE
 	job record;
 	found boolean := false;
+	here text := @extschema@._possync_home();
 BEGIN
 	IF ($1 IS NULL) = ($3 IS NULL) THEN
 		RAISE invalid_parameter_value USING
@@ -2046,8 +2056,10 @@ BEGIN
 		WHERE (m.name = $1 OR m.server = $3) AND s.direction = coalesce($2, s.direction)
 	LOOP
 		PERFORM @extschema@._possync_check_rights(job.relation, job.server, removing => true);
-		UPDATE @extschema@.synchronize_schedule s SET paused = $4, next_run = now()
-		WHERE s.model = job.model AND s.direction = job.direction AND s.paused <> $4;
+		UPDATE @extschema@.synchronize_schedule s
+		SET paused = $4, home = CASE WHEN $4 THEN s.home ELSE here END, next_run = now()
+		WHERE s.model = job.model AND s.direction = job.direction
+			AND (s.paused <> $4 OR NOT $4 AND s.home <> here);
 		found := true;
 	END LOOP;
 	IF NOT found THEN
@@ -2065,8 +2077,9 @@ COMMENT ON FUNCTION @extschema@._possync_set_paused(text, text, name, boolean) I
  * direction	pull or push; null means both
  * server		the server, if no model is given
  *
- * A run that has begun is not cut off.  Errors: undefined_object,
- * invalid_parameter_value, insufficient_privilege.
+ * A run that has begun is not cut off.  Jobs that came here with a copy of their
+ * database, or with its dump, are resumed, too, and from then on belong here.
+ * Errors: undefined_object, invalid_parameter_value, insufficient_privilege.
  */
 CREATE FUNCTION @extschema@.possync_pause(model text DEFAULT NULL, direction text DEFAULT NULL, server name DEFAULT NULL)
 RETURNS void LANGUAGE sql
@@ -2078,7 +2091,7 @@ CREATE FUNCTION @extschema@.possync_resume(model text DEFAULT NULL, direction te
 RETURNS void LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT @extschema@._possync_set_paused(model, direction, server, false) $$;
-COMMENT ON FUNCTION @extschema@.possync_resume(text, text, name) IS 'lets paused jobs of a model or a server go on';
+COMMENT ON FUNCTION @extschema@.possync_resume(text, text, name) IS 'lets jobs of a model or a server go on that were paused, or copied with their database';
 
 /*
  * possync_reset_counters
@@ -2168,6 +2181,7 @@ CREATE VIEW @extschema@.possync_status WITH (security_barrier) AS
 	SELECT m.server, m.name AS model, d.direction,
 		   CASE WHEN s.model IS NULL THEN 'not scheduled'
 				WHEN s.paused THEN 'paused'
+				WHEN s.home <> (SELECT @extschema@._possync_home()) THEN 'copied'
 				WHEN NOT @extschema@._possync_is_preloaded() THEN 'not preloaded'
 				WHEN s.started_at IS NOT NULL THEN 'running'
 				WHEN s.failures = 0 THEN 'waiting'
@@ -2180,7 +2194,7 @@ CREATE VIEW @extschema@.possync_status WITH (security_barrier) AS
 		   CASE d.direction WHEN 'push' THEN coalesce(queue.held, 0) END AS held,
 		   queue.oldest AS oldest_queued,
 		   coalesce(s.succeeded_at, complete.finished_at) AS last_success,
-		   s.every, CASE WHEN NOT s.paused THEN s.next_run END AS next_run,
+		   s.every, CASE WHEN NOT s.paused AND s.home = (SELECT @extschema@._possync_home()) THEN s.next_run END AS next_run,
 		   coalesce(s.failures, CASE WHEN last.status = 'failed' THEN 1 ELSE 0 END) AS failures,
 		   CASE WHEN s.model IS NOT NULL THEN s.sqlstate ELSE last.sqlstate END AS sqlstate,
 		   CASE WHEN pg_catalog.pg_has_role(c.relowner, 'USAGE') THEN

@@ -108,6 +108,7 @@ read_jobs(void)
 						  " JOIN pg_foreign_server f ON f.srvname = m.server"
 						  " WHERE s.owner = $1 AND f.oid = $2"
 						  " AND s.direction = $3 AND NOT s.paused"
+						  " AND s.home = (SELECT @._possync_home())"
 						  " ORDER BY s.next_run, s.model",
 						  3, types, values, NULL);
 	MemoryContextSwitchTo(jobs_context);

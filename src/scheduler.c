@@ -5,11 +5,13 @@
  * A runner carries out the jobs of one role with one server in one direction,
  * so that pushing does not wait for a long pull, connections are kept, and
  * nothing runs with rights that its owner does not have.  The scheduler only
- * reads which of them there have to be.
+ * reads which of them there have to be.  Jobs that came with a copy of a database
+ * rest: two tills with one queue would push its sales twice.
  */
 #include "possync.h"
 
 #include "access/xact.h"
+#include "commands/dbcommands.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -73,6 +75,7 @@ want(Oid database, Oid role, Oid server, bool push)
 static void
 read_schedule(Oid database)
 {
+	bool		copied = false;
 	ListCell   *lc;
 
 	foreach(lc, runners)
@@ -80,13 +83,14 @@ read_schedule(Oid database)
 	pos_transaction_begin();
 	if (pos_process_find_store())
 	{
-		uint64		n = pos_store_execute("SELECT DISTINCT s.owner::oid, f.oid,"
-										  " s.direction = 'push'"
+		uint64		n = pos_store_execute("SELECT s.owner::oid, f.oid,"
+										  " s.direction = 'push',"
+										  " bool_or(s.home = @._possync_home())"
 										  " FROM @.synchronize_schedule s"
 										  " JOIN @.synchronize_model m ON m.id = s.model"
 										  " JOIN pg_foreign_server f ON f.srvname = m.server"
 										  " JOIN pg_authid a ON a.oid = s.owner"
-										  " WHERE NOT s.paused",
+										  " WHERE NOT s.paused GROUP BY 1, 2, 3",
 										  0, NULL, NULL, NULL);
 
 		for (uint64 i = 0; i < n; i++)
@@ -95,11 +99,21 @@ read_schedule(Oid database)
 			TupleDesc	desc = SPI_tuptable->tupdesc;
 			bool		isnull;
 
+			if (!DatumGetBool(SPI_getbinval(tuple, desc, 4, &isnull)))
+			{
+				copied = true;
+				continue;
+			}
 			want(database, DatumGetObjectId(SPI_getbinval(tuple, desc, 1, &isnull)),
 				 DatumGetObjectId(SPI_getbinval(tuple, desc, 2, &isnull)),
 				 DatumGetBool(SPI_getbinval(tuple, desc, 3, &isnull)));
 		}
 	}
+	if (copied)
+		ereport(LOG,
+				(errmsg("jobs in database \"%s\" do not run: they were set up in another one, of which it is a copy",
+						get_database_name(database)),
+				 errhint("If this one takes the other's place, call possync_resume for their models or servers.")));
 	pos_transaction_commit();
 }
 

@@ -167,6 +167,11 @@ becomes($till, "SELECT next_run < now() + interval '1 minute' FROM synchronize_s
 # Databases come and go
 $till->safe_psql('postgres', 'CREATE DATABASE copy TEMPLATE postgres');
 pass('a database with jobs can be copied');
+is($till->safe_psql('copy', "SELECT string_agg(state, ' ') FROM possync_status WHERE owner IS NOT NULL AND next_run IS NULL"), 'copied copied', 'they do not run in the copy');
+is(on_till("SELECT count(*) FROM possync_status WHERE state = 'copied'"), '0', 'but in the original');
+$till->safe_psql('copy', "SELECT possync_resume('sale')");
+becomes($till, "SELECT string_agg(direction, ' ') = 'push' FROM possync_processes() p JOIN pg_database d ON d.oid = p.database WHERE d.datname = 'copy' AND kind = 'runner'", 'but for what is resumed', within => 30);
+like(slurp_file($till->logfile), qr/jobs in database "copy" do not run: they were set up in another one/, 'as the log says');
 $till->safe_psql('copy', "SELECT possync_schedule('product', 'pull', every => '1 second')");
 becomes($till, "SELECT count(DISTINCT database) = 2 FROM possync_processes() WHERE kind = 'runner'", 'the copy has jobs of its own');
 $till->safe_psql('postgres', 'DROP DATABASE copy');
