@@ -103,7 +103,7 @@ CREATE TABLE @extschema@.synchronize_position (
 );
 
 COMMENT ON TABLE @extschema@.synchronize_position IS 'how far a model has been read: the source is complete up to there';
-COMMENT ON COLUMN @extschema@.synchronize_position.position IS 'a value of the change columns, in the source''s text form; empty: there is none, all has been read once';
+COMMENT ON COLUMN @extschema@.synchronize_position.position IS 'what the source needs to know to tell what has changed since: changed, a value of the change columns; seen, its oldest transaction running then. Empty: there is nothing to tell it by, all has been read once';
 COMMENT ON COLUMN @extschema@.synchronize_position.loaded_to IS 'the last remote key of an initial load that goes on in parts; null: it is complete';
 COMMENT ON COLUMN @extschema@.synchronize_position.source IS 'identity of the source database the position belongs to';
 

@@ -70,7 +70,9 @@ typedef struct PosTable
 								 * column has form KEY, several have form TEXT */
 	int			nchange;		/* change columns; 0: every row is read */
 	const char **change;
-	const char *position;		/* read what changed at or after it; NULL: all */
+	const char *position;		/* read what changed since; NULL: all.  What a
+								 * read has given as next_position: what is in
+								 * it is the connection's business */
 	const char *source;			/* identity of the source position belongs to */
 	int			limit;			/* read at most so many rows, in the order of
 								 * their keys, whatever the position; 0: no
@@ -96,8 +98,11 @@ typedef struct PosTable
 	const char *next_position;	/* to be stored once the rows are written;
 								 * NULL: no change columns, or no row that has
 								 * any */
-	bool		settled;		/* next_position is past every row there now,
-								 * so that storing it spares the next read */
+	bool		settled;		/* storing next_position spares the next read
+								 * something; may become so while rows are
+								 * delivered */
+
+	void	   *known;			/* the connection's own, during a read */
 } PosTable;
 
 /* What one step of a write does */

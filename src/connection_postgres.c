@@ -65,8 +65,6 @@ static bool out_of_date(PGresult *result);
 static bool receive_clock(PosPgSession *session);
 static void receive_probe(PosPgSession *session, PosTable **tables,
 						  int ntables);
-static void receive_positions(PosPgSession *session, PosTable **tables,
-							  int ntables);
 static void run(PosPgSession *session, const char *sql);
 static bool all_described(PosPgSession *session, PosTable **tables,
 						  int ntables);
@@ -102,6 +100,7 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 													  "possync read",
 													  ALLOCSET_DEFAULT_SIZES);
 		old = MemoryContextSwitchTo(session->read_context);
+		pos_pg_positions_read(session, tables, ntables);
 		if (session->state == POS_PG_CLOSED)
 			pos_pg_connect(session);
 		else if (can_poll(session, tables, ntables))
@@ -147,7 +146,6 @@ request(PosConnection *connection, PosTable **tables, int ntables)
 	PosPgSession *session = (PosPgSession *) connection;
 	MemoryContext old;
 	StringInfoData sql;
-	char	   *positions;
 
 	pos_pg_session_enter(session);
 
@@ -163,9 +161,8 @@ request(PosConnection *connection, PosTable **tables, int ntables)
 	/* rows are taken as we have time for them, which is no fault of theirs */
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "SET LOCAL statement_timeout = 0");
-	positions = pos_pg_query_positions(session, tables, ntables);
-	if (positions != NULL)
-		appendStringInfo(&sql, "; %s", positions);
+	appendStringInfo(&sql, "; %s",
+					 pos_pg_positions_query(session, tables, ntables));
 	for (int i = 0; i < ntables; i++)
 	{
 		session->plans[i] = pos_pg_plan(session, tables[i]);
@@ -183,11 +180,8 @@ request(PosConnection *connection, PosTable **tables, int ntables)
 		tables[i]->next_position = NULL;
 		tables[i]->settled = false;
 	}
-	if (positions != NULL)
-	{
-		pos_pg_expect(session, PGRES_TUPLES_OK);
-		receive_positions(session, tables, ntables);
-	}
+	pos_pg_expect(session, PGRES_TUPLES_OK);
+	pos_pg_positions_receive(session, tables, ntables);
 	pos_pg_session_leave(session);
 }
 
@@ -222,6 +216,7 @@ next(PosConnection *connection, Datum *values, bool *nulls)
 
 		/* the row is taken: if it cannot be converted, others can */
 		pos_pg_session_leave(session);
+		pos_pg_position_seen(session, session->tables[session->current]);
 		pos_pg_convert(session->plans[session->current], row, len,
 					   values, nulls);
 		return true;
@@ -288,6 +283,9 @@ try_poll(PosPgSession *session, PosTable **tables, int ntables)
 			break;
 	}
 	for (int i = 0; i < ntables; i++)
+		if (pos_pg_position_sweeps(session, tables[i]))
+			return ATTEMPT_CHANGED;
+	for (int i = 0; i < ntables; i++)
 		tables[i]->changed = false;
 
 	return ATTEMPT_DONE;
@@ -325,6 +323,9 @@ try_begin(PosPgSession *session, PosTable **tables, int ntables, bool kept)
 	if (!receive_clock(session))
 		return ATTEMPT_LOST;
 
+	/* whether they belong to this source is known from here on */
+	pos_pg_positions_read(session, tables, ntables);
+
 	expect_piped(session, PGRES_COMMAND_OK);	/* BEGIN */
 	expect_piped(session, PGRES_TUPLES_OK); /* settings */
 	if (probe != NULL)
@@ -357,6 +358,9 @@ try_begin(PosPgSession *session, PosTable **tables, int ntables, bool kept)
 		if (pos_pg_result(session) != NULL)
 			pos_pg_error(session);
 	}
+	for (int i = 0; i < ntables; i++)
+		if (pos_pg_position_sweeps(session, tables[i]))
+			tables[i]->changed = true;
 
 	return ATTEMPT_DONE;
 }
@@ -460,26 +464,6 @@ receive_probe(PosPgSession *session, PosTable **tables, int ntables)
 		if (pos_pg_query_probed(session, tables[i]))
 			tables[i]->changed =
 				PQgetvalue(session->result, 0, column++)[0] == 't';
-	}
-}
-
-/*
- * Takes the answer to pos_pg_query_positions.
- */
-static void
-receive_positions(PosPgSession *session, PosTable **tables, int ntables)
-{
-	PGresult   *res = session->result;
-	int			column = 0;
-
-	for (int i = 0; i < ntables; i++)
-	{
-		if (tables[i]->nchange == 0)
-			continue;
-		if (!PQgetisnull(res, 0, column))
-			tables[i]->next_position = pstrdup(PQgetvalue(res, 0, column));
-		tables[i]->settled = PQgetvalue(res, 0, column + 1)[0] == 't';
-		column += 2;
 	}
 }
 

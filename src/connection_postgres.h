@@ -9,6 +9,7 @@
  * postgres_relation.c		what is known of remote tables
  * postgres_describe.c		what the remote tables look like
  * postgres_query.c			the SQL that is sent
+ * postgres_position.c		up to where a table has been read
  * postgres_poll.c			whether anything changed, asked for little
  * postgres_convert.c		from the wire to datums
  * postgres_write.c			the other direction: rows sent, keys made there
@@ -29,6 +30,7 @@ typedef struct PosPgOptions
 	int			connect_timeout;	/* milliseconds; 0: none */
 	int			statement_timeout;	/* milliseconds without a byte; 0: none */
 	int			overlap;		/* milliseconds */
+	int			sweep;			/* milliseconds; 0: never */
 	bool		keep_connections;
 } PosPgOptions;
 
@@ -79,10 +81,15 @@ typedef struct PosPgRelation
 	const char *type;			/* the name of its row type */
 	bool		exists;
 	bool		readable;		/* USAGE on the schema */
+	bool		versions;		/* xmin of its rows can be read, and tells
+								 * what it should */
 	int64		rows;			/* as last analyzed; -1: never */
 	int			nattributes;
 	PosPgAttribute *attributes;
 } PosPgRelation;
+
+/* A position, taken apart: what PosTable's known is here */
+typedef struct PosPgPosition PosPgPosition;
 
 /* How the values of one column travel and become datums */
 typedef struct PosPgPlan PosPgPlan;
@@ -190,11 +197,27 @@ extern char *pos_pg_query_clock(PosPgSession *session);
 extern char *pos_pg_query_settings(PosPgSession *session, bool writes);
 extern char *pos_pg_query_probe(PosPgSession *session, PosTable **tables,
 								int ntables, const char **values);
-extern char *pos_pg_query_positions(PosPgSession *session, PosTable **tables,
-									int ntables);
+extern void pos_pg_append_changed(StringInfo sql, PosPgRelation *relation,
+								  PosTable *table, const char *since);
+extern void pos_pg_append_greatest(StringInfo sql, PosPgRelation *relation,
+								   PosTable *table, const char *limit);
 extern char *pos_pg_query_rows(PosPgSession *session, PosTable *table,
 							   PosPgPlan *plan);
 extern bool pos_pg_query_probed(PosPgSession *session, PosTable *table);
+
+/* in postgres_position.c */
+extern void pos_pg_positions_read(PosPgSession *session, PosTable **tables,
+								  int ntables);
+extern const char *pos_pg_position_value(PosTable *table);
+extern bool pos_pg_position_sweeps(PosPgSession *session, PosTable *table);
+extern void pos_pg_position_append(StringInfo sql, PosPgSession *session,
+								   PosTable *table);
+extern Oid	pos_pg_change_type(PosPgSession *session, PosTable *table);
+extern char *pos_pg_positions_query(PosPgSession *session, PosTable **tables,
+									int ntables);
+extern void pos_pg_positions_receive(PosPgSession *session, PosTable **tables,
+									 int ntables);
+extern void pos_pg_position_seen(PosPgSession *session, PosTable *table);
 
 /* in postgres_poll.c */
 extern PosPgPoll pos_pg_poll(PosPgSession *session, PosTable **tables,

@@ -33,7 +33,8 @@ enum
 	D_READABLE,
 	D_DEFAULT,
 	D_UNIQUE,
-	D_ROWS
+	D_ROWS,
+	D_VERSIONS
 };
 
 static const char *const describe_sql =
@@ -51,7 +52,12 @@ static const char *const describe_sql =
 " FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid"
 " AND i.indpred IS NULL AND i.indexprs IS NULL"
 " AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])),"
-" c.reltuples::int8"
+" c.reltuples::int8,"
+" CASE WHEN c.relkind NOT IN ('r', 'p') THEN false"
+" WHEN NOT has_column_privilege(c.oid, 'xmin', 'SELECT') THEN false"
+" WHEN c.relkind = 'r' THEN c.relam = 2 ELSE NOT EXISTS"
+" (SELECT FROM pg_partition_tree(c.oid) p JOIN pg_class l ON l.oid = p.relid"
+" WHERE p.isleaf AND l.relam <> 2) END"
 " FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY t(schema, name, n)"
 " JOIN pg_namespace s ON s.nspname = t.schema"
 " JOIN pg_class c ON c.relnamespace = s.oid AND c.relname = t.name"
@@ -328,6 +334,7 @@ fill_relation(PosPgRelation *relation, PGresult *res, int first, int last)
 	relation->type = quote_qualified_identifier(schema, name);
 	relation->rows = atoll(PQgetvalue(res, first, D_ROWS));
 	relation->readable = PQgetvalue(res, first, D_USAGE)[0] == 't';
+	relation->versions = PQgetvalue(res, first, D_VERSIONS)[0] == 't';
 	relation->attributes = palloc0(sizeof(PosPgAttribute) *
 								   relation->nattributes);
 

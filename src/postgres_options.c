@@ -30,6 +30,7 @@
 #define DEFAULT_CONNECT_TIMEOUT 10000
 #define DEFAULT_STATEMENT_TIMEOUT 60000
 #define DEFAULT_OVERLAP 600000
+#define DEFAULT_SWEEP 3600000
 
 /* An option further away than this is no hint */
 #define MAX_HINT_DISTANCE 4
@@ -100,6 +101,7 @@ pos_pg_options_read(ForeignServer *server, UserMapping *mapping,
 	result->connect_timeout = DEFAULT_CONNECT_TIMEOUT;
 	result->statement_timeout = DEFAULT_STATEMENT_TIMEOUT;
 	result->overlap = DEFAULT_OVERLAP;
+	result->sweep = DEFAULT_SWEEP;
 	result->keep_connections = true;
 
 	/* room for the two of our own and the end */
@@ -118,6 +120,8 @@ pos_pg_options_read(ForeignServer *server, UserMapping *mapping,
 			result->statement_timeout = parse_time(def);
 		else if (strcmp(def->defname, "overlap") == 0)
 			result->overlap = parse_time(def);
+		else if (strcmp(def->defname, "sweep") == 0)
+			result->sweep = parse_time(def);
 		else if (strcmp(def->defname, "keep_connections") == 0)
 			result->keep_connections = defGetBoolean(def);
 		else if (option != NULL && option->libpq)
@@ -190,6 +194,7 @@ load_options(void)
 	static const Option own[] = {
 		{"statement_timeout", ForeignServerRelationId, false},
 		{"overlap", ForeignServerRelationId, false},
+		{"sweep", ForeignServerRelationId, false},
 		{"keep_connections", ForeignServerRelationId, false},
 		{"password_required", UserMappingRelationId, false},
 
@@ -311,7 +316,8 @@ is_time(const char *keyword)
 {
 	return strcmp(keyword, "connect_timeout") == 0 ||
 		strcmp(keyword, "statement_timeout") == 0 ||
-		strcmp(keyword, "overlap") == 0;
+		strcmp(keyword, "overlap") == 0 ||
+		strcmp(keyword, "sweep") == 0;
 }
 
 /*

@@ -6,21 +6,11 @@
  * leaves a trace in the remote session, so that a pooler may give every
  * transaction another one.  Names are qualified or quoted; search_path is
  * pg_catalog in the transaction.
- *
- * Positions.  A transaction stamps its rows when it starts and shows them when
- * it commits, so "changed since" must not go further than the start of the
- * oldest transaction that may still write.  What may be read of that decides
- * the cap, see pos_pg_query_clock.  A position is the cap (timestamp with time
- * zone), the oldest running transaction (xid8), or the greatest value in the
- * table, for date and timestamp less the server's overlap.
  */
 #include "postgres.h"
 
-#include "catalog/pg_type.h"
 #include "connection_postgres.h"
-#include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/datetime.h"
 
 /*
  * A transaction's timestamp is taken a moment before others can see that it
@@ -34,16 +24,9 @@
  */
 #define CLIENT_CHECK "5000"
 
-static Oid	change_type(PosPgSession *session, PosTable *table);
-static bool has_position(PosPgSession *session, PosTable *table);
-static char *time_literal(TimestampTz time);
 static bool always_tells(PosPgRelation *relation, PosTable *table);
-static void append_changed(StringInfo sql, PosPgRelation *relation,
-						   PosTable *table, const char *since);
 static void append_untold(StringInfo sql, PosPgRelation *relation,
 						  PosTable *table);
-static void append_greatest(StringInfo sql, PosPgRelation *relation,
-							PosTable *table);
 static void append_retry(StringInfo sql, PosTable *table);
 
 /*
@@ -131,7 +114,7 @@ pos_pg_query_settings(PosPgSession *session, bool writes)
 bool
 pos_pg_query_probed(PosPgSession *session, PosTable *table)
 {
-	return table->nretry == 0 && has_position(session, table) &&
+	return table->nretry == 0 && pos_pg_position_value(table) != NULL &&
 		pos_pg_describe_changes(session, table) == NULL;
 }
 
@@ -160,13 +143,13 @@ pos_pg_query_probe(PosPgSession *session, PosTable **tables, int ntables,
 		if (!pos_pg_query_probed(session, table))
 			continue;
 		appendStringInfoString(&sql, n > 0 ? ", " : "");
-		append_greatest(&sql, relation, table);
+		pos_pg_append_greatest(&sql, relation, table, NULL);
 		appendStringInfoString(&sql, " OPERATOR(pg_catalog.>=) ");
 		if (values == NULL)
-			appendStringInfoString(&sql, quote_literal_cstr(table->position));
+			appendStringInfoString(&sql, quote_literal_cstr(pos_pg_position_value(table)));
 		else
 		{
-			values[n] = table->position;
+			values[n] = pos_pg_position_value(table);
 			appendStringInfo(&sql, "$%d", n + 1);
 		}
 		if (!always_tells(relation, table))
@@ -176,61 +159,6 @@ pos_pg_query_probe(PosPgSession *session, PosTable **tables, int ntables,
 
 	return n == 0 ? NULL : psprintf("%s%s", values == NULL ? "SELECT " : "",
 									sql.data);
-}
-
-/*
- * For every table with change columns the position after this read, as text,
- * and whether the table has no row at or after it; NULL if there is none.
- */
-char *
-pos_pg_query_positions(PosPgSession *session, PosTable **tables, int ntables)
-{
-	const char *separator = "";
-	StringInfoData sql;
-
-	initStringInfo(&sql);
-	appendStringInfoString(&sql, "SELECT ");
-	for (int i = 0; i < ntables; i++)
-	{
-		PosTable   *table = tables[i];
-		PosPgRelation *relation = pos_pg_relation(session, table->remote);
-		Oid			type = change_type(session, table);
-		const char *cap = NULL;
-
-		if (!OidIsValid(type))
-			continue;
-		appendStringInfoString(&sql, separator);
-		separator = ", ";
-
-		if (type == TIMESTAMPTZOID)
-			cap = time_literal(session->complete);
-		else if (type == XID8OID)
-			cap = "pg_snapshot_xmin(pg_current_snapshot())";
-
-		if (cap != NULL)
-		{
-			appendStringInfo(&sql, "%s::text, NOT EXISTS (SELECT FROM %s WHERE ",
-							 cap, relation->sql);
-			append_changed(&sql, relation, table, cap);
-			appendStringInfoChar(&sql, ')');
-		}
-		else
-		{
-			bool		dated = type == TIMESTAMPOID || type == DATEOID;
-
-			appendStringInfoChar(&sql, '(');
-			append_greatest(&sql, relation, table);
-			if (dated)
-				appendStringInfo(&sql, " - interval '%d ms')::%s",
-								 session->options.overlap,
-								 type == DATEOID ? "date" : "timestamp");
-			else
-				appendStringInfoChar(&sql, ')');
-			appendStringInfoString(&sql, "::text, false");
-		}
-	}
-
-	return separator[0] != '\0' ? sql.data : NULL;
 }
 
 /* Appends what makes a query read a stretch of a table. */
@@ -272,56 +200,16 @@ pos_pg_query_rows(PosPgSession *session, PosTable *table, PosPgPlan *plan)
 	appendStringInfo(&sql, " FROM %s", relation->sql);
 	if (table->limit > 0)
 		append_stretch(&sql, table);
-	else if (has_position(session, table))
+	else if (pos_pg_position_value(table) != NULL)
 	{
 		appendStringInfoString(&sql, " WHERE ");
-		append_changed(&sql, relation, table,
-					   quote_literal_cstr(table->position));
+		pos_pg_position_append(&sql, session, table);
 		if (table->nretry > 0)
 			append_retry(&sql, table);
 	}
 	appendStringInfoString(&sql, ") TO STDOUT (FORMAT binary)");
 
 	return sql.data;
-}
-
-/*
- * The type of a table's change columns, InvalidOid if it has none.
- */
-static Oid
-change_type(PosPgSession *session, PosTable *table)
-{
-	PosPgRelation *relation = pos_pg_relation(session, table->remote);
-
-	return table->nchange == 0 ? InvalidOid :
-		pos_pg_attribute(relation, table->change[0])->type;
-}
-
-/*
- * A timestamp as a literal that means the same whatever anybody's settings.
- */
-static char *
-time_literal(TimestampTz time)
-{
-	struct pg_tm tm;
-	fsec_t		fsec;
-	char		buf[MAXDATELEN + 1];
-
-	if (timestamp2tm(time, NULL, &tm, &fsec, NULL, NULL) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
-				 errmsg("timestamp out of range")));
-	EncodeDateTime(&tm, fsec, true, 0, NULL, USE_ISO_DATES, buf);
-
-	return psprintf("timestamptz '%s'", buf);
-}
-
-static bool
-has_position(PosPgSession *session, PosTable *table)
-{
-	return table->nchange > 0 && table->position != NULL &&
-		table->source != NULL && session->source != NULL &&
-		strcmp(table->source, session->source) == 0;
 }
 
 /* Whether every row has a value in one of the change columns at least. */
@@ -348,9 +236,9 @@ append_all_null(StringInfo sql, PosTable *table)
  * Appends the condition that a row changed at or after a position.  A row
  * whose change columns are all null never tells, so it always counts.
  */
-static void
-append_changed(StringInfo sql, PosPgRelation *relation, PosTable *table,
-			   const char *since)
+void
+pos_pg_append_changed(StringInfo sql, PosPgRelation *relation, PosTable *table,
+					  const char *since)
 {
 	appendStringInfoChar(sql, '(');
 	for (int i = 0; i < table->nchange; i++)
@@ -379,11 +267,13 @@ append_untold(StringInfo sql, PosPgRelation *relation, PosTable *table)
 }
 
 /*
- * Appends the greatest value of the change columns.  ORDER BY serves every
- * type that has an order and uses an index as max() does.
+ * Appends the greatest value of the change columns, or the greatest up to a
+ * limit.  ORDER BY serves every type that has an order and uses an index as max()
+ * does.
  */
-static void
-append_greatest(StringInfo sql, PosPgRelation *relation, PosTable *table)
+void
+pos_pg_append_greatest(StringInfo sql, PosPgRelation *relation,
+					   PosTable *table, const char *limit)
 {
 	if (table->nchange > 1)
 		appendStringInfoString(sql, "GREATEST(");
@@ -391,9 +281,11 @@ append_greatest(StringInfo sql, PosPgRelation *relation, PosTable *table)
 	{
 		const char *column = quote_identifier(table->change[i]);
 
-		appendStringInfo(sql, "%s(SELECT %s FROM %s WHERE %s IS NOT NULL"
+		appendStringInfo(sql, "%s(SELECT %s FROM %s WHERE %s %s"
 						 " ORDER BY %s DESC LIMIT 1)", i > 0 ? ", " : "",
-						 column, relation->sql, column, column);
+						 column, relation->sql, column,
+						 limit == NULL ? "IS NOT NULL" :
+						 psprintf("<= %s", limit), column);
 	}
 	if (table->nchange > 1)
 		appendStringInfoChar(sql, ')');

@@ -17,7 +17,7 @@
 #include "utils/wait_event.h"
 
 /* How much of a command an error message shows, in bytes */
-#define COMMAND_SHOWN 500
+#define COMMAND_SHOWN 2000
 
 pos_noreturn static void connect_failed(PosPgSession *session);
 static char *plain_message(const char *message, int *code);

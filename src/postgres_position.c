@@ -1,0 +1,382 @@
+/*
+ * postgres_position.c
+ *		Up to where a table of a remote PostgreSQL has been read.
+ *
+ * A transaction stamps its rows when it starts and shows them when it commits, so
+ * "changed since" alone loses what is committed late.  A position therefore has
+ * two sides.
+ *
+ * The value of the change columns, by their type:
+ *
+ *		timestamptz		the start of the oldest transaction that may still write,
+ *						see pos_pg_query_clock
+ *		xid8			the oldest running transaction
+ *		timestamp, date	the greatest value less the server's overlap; values
+ *						beyond any clock do not count
+ *		others			the greatest value that was there before the oldest
+ *						running transaction began: what lies between that and the
+ *						greatest is still to be waited for ("ahead")
+ *
+ * And the oldest transaction running when the table was last read, "seen".  Every
+ * row version carries the number of the transaction that made it (xmin), and what
+ * was made by older ones has been read: of the rows that changed since the value
+ * only the others travel.  (It has to be the oldest running one, not the
+ * snapshot's list: subtransactions are not in that.)  From time to time a sweep
+ * looks for them without asking for the value at all: that finds whatever the
+ * value cannot tell, as where running transactions cannot be seen, where a clock
+ * was set back, where somebody keeps the stamp.
+ *
+ * Nobody else looks into a position.  It is kept as JSON, so that a person can.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "connection_postgres.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/datetime.h"
+#include "utils/json.h"
+#include "utils/jsonb.h"
+#include "utils/timestamp.h"
+
+/* How far transaction numbers may lie apart to be compared as xid */
+#define COMPARABLE	"1000000000"
+
+/* No clock is further ahead of UTC, and no sane stamp */
+#define FURTHEST_ZONE	"interval '15 h'"
+
+struct PosPgPosition
+{
+	char	   *changed;		/* value of the change columns */
+	char	   *seen;			/* xid8; "": xmin cannot be read */
+	char	   *swept;			/* xid8: seen by the last sweep */
+	TimestampTz swept_at;		/* by the remote's clock */
+	char	   *ahead;			/* value that takes the place of changed; "":
+								 * changed itself has to be waited for */
+	char	   *ahead_end;		/* xid8: when all older ones have ended; "":
+								 * nothing is waited for */
+	bool		sweep;			/* this read is a sweep */
+};
+
+static char *
+member(Jsonb *object, const char *name)
+{
+	JsonbValue	buf;
+	JsonbValue *value = getKeyJsonValueFromContainer(&object->root, name,
+													 strlen(name), &buf);
+
+	return value == NULL || value->type != jbvString ? "" :
+		pnstrdup(value->val.string.val, value->val.string.len);
+}
+
+static TimestampTz
+time_of(const char *text)
+{
+	return DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in,
+												   CStringGetDatum(text),
+												   ObjectIdGetDatum(InvalidOid),
+												   Int32GetDatum(-1)));
+}
+
+/*
+ * Reads the positions of tables that have one which belongs to this source, into
+ * the current memory context.
+ */
+void
+pos_pg_positions_read(PosPgSession *session, PosTable **tables, int ntables)
+{
+	for (int i = 0; i < ntables; i++)
+	{
+		PosTable   *table = tables[i];
+		PosPgPosition *position;
+		Jsonb	   *json;
+
+		table->known = NULL;
+		if (table->nchange == 0 || table->position == NULL ||
+			table->source == NULL || session->source == NULL ||
+			strcmp(table->source, session->source) != 0)
+			continue;
+		json = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+												  CStringGetDatum(table->position)));
+		position = palloc0(sizeof(PosPgPosition));
+		position->changed = member(json, "changed");
+		position->seen = member(json, "seen");
+		position->swept = member(json, "swept");
+		position->swept_at = time_of(member(json, "swept_at"));
+		position->ahead = member(json, "ahead");
+		position->ahead_end = member(json, "ahead_end");
+		table->known = position;
+	}
+}
+
+/* The value to compare change columns with, NULL if all rows are to be read. */
+const char *
+pos_pg_position_value(PosTable *table)
+{
+	PosPgPosition *position = table->known;
+
+	return position == NULL ? NULL : position->changed;
+}
+
+/*
+ * Whether a table has to be read without asking for the value, now that the
+ * remote's clock is known.  It then counts as changed.
+ */
+bool
+pos_pg_position_sweeps(PosPgSession *session, PosTable *table)
+{
+	PosPgPosition *position = table->known;
+	PosPgRelation *relation = pos_pg_relation(session, table->remote);
+	TimestampTz due;
+
+	if (position == NULL || relation == NULL || !relation->exists ||
+		!relation->versions || position->swept[0] == '\0')
+		return false;
+	due = TimestampTzPlusMilliseconds(position->swept_at,
+									  session->options.sweep);
+	position->sweep =
+		(session->options.sweep > 0 && session->now >= due) ||
+	/* the clock was set back */
+		(pos_pg_change_type(session, table) == TIMESTAMPTZOID &&
+		 time_of(position->changed) > session->now) ||
+		position->swept_at > session->now ||
+		(position->ahead_end[0] != '\0' && position->ahead[0] == '\0');
+
+	return position->sweep;
+}
+
+/* Appends that a row version was made by no transaction before this one. */
+static void
+append_since(StringInfo sql, const char *xid)
+{
+	uint64		n = strtou64(xid, NULL, 10);
+
+	appendStringInfo(sql, "age(xmin) <= (SELECT CASE WHEN"
+					 " pg_snapshot_xmin(pg_current_snapshot())::text::int8"
+					 " - %s < " COMPARABLE " THEN age('%u'::xid)"
+					 " ELSE 2147483647 END)", xid, (uint32) n);
+}
+
+/*
+ * Appends what tells the rows of a table that have to be read by its position,
+ * which it has.
+ */
+void
+pos_pg_position_append(StringInfo sql, PosPgSession *session, PosTable *table)
+{
+	PosPgPosition *position = table->known;
+	PosPgRelation *relation = pos_pg_relation(session, table->remote);
+
+	if (position->sweep)
+		append_since(sql, position->swept);
+	else
+	{
+		appendStringInfoChar(sql, '(');
+		pos_pg_append_changed(sql, relation, table,
+							  quote_literal_cstr(position->changed));
+		if (relation->versions && position->seen[0] != '\0')
+		{
+			appendStringInfoString(sql, " AND ");
+			append_since(sql, position->seen);
+		}
+		appendStringInfoChar(sql, ')');
+	}
+}
+
+/*
+ * The type of a table's change columns, InvalidOid if it has none.
+ */
+Oid
+pos_pg_change_type(PosPgSession *session, PosTable *table)
+{
+	PosPgRelation *relation = pos_pg_relation(session, table->remote);
+
+	return table->nchange == 0 ? InvalidOid :
+		pos_pg_attribute(relation, table->change[0])->type;
+}
+
+/* A timestamp in a form that means the same whatever anybody's settings. */
+static char *
+time_string(TimestampTz time)
+{
+	struct pg_tm tm;
+	fsec_t		fsec;
+	char		buf[MAXDATELEN + 1];
+
+	if (timestamp2tm(time, NULL, &tm, &fsec, NULL, NULL) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("timestamp out of range")));
+	EncodeDateTime(&tm, fsec, true, 0, NULL, USE_ISO_DATES, buf);
+
+	return pstrdup(buf);
+}
+
+/*
+ * Asks for the snapshot's oldest running and next transaction, and for every
+ * table with change columns for a value of them, as text, and whether the table
+ * has no row at or after it.
+ */
+char *
+pos_pg_positions_query(PosPgSession *session, PosTable **tables, int ntables)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "SELECT pg_snapshot_xmin(pg_current_snapshot())::text,"
+						   " pg_snapshot_xmax(pg_current_snapshot())::text");
+	for (int i = 0; i < ntables; i++)
+	{
+		PosTable   *table = tables[i];
+		PosPgRelation *relation = pos_pg_relation(session, table->remote);
+		Oid			type = pos_pg_change_type(session, table);
+		const char *cap = NULL;
+
+		if (!OidIsValid(type))
+			continue;
+		appendStringInfoString(&sql, ", ");
+
+		if (type == TIMESTAMPTZOID)
+			cap = psprintf("timestamptz '%s'", time_string(session->complete));
+		else if (type == XID8OID)
+			cap = "pg_snapshot_xmin(pg_current_snapshot())";
+
+		if (cap != NULL)
+		{
+			appendStringInfo(&sql, "%s::text, NOT EXISTS (SELECT FROM %s WHERE ",
+							 cap, relation->sql);
+			pos_pg_append_changed(&sql, relation, table, cap);
+			appendStringInfoChar(&sql, ')');
+		}
+		else if (type == TIMESTAMPOID || type == DATEOID)
+		{
+			appendStringInfoChar(&sql, '(');
+			pos_pg_append_greatest(&sql, relation, table,
+								   "(now() AT TIME ZONE 'UTC' + " FURTHEST_ZONE ")");
+			appendStringInfo(&sql, " - interval '%d ms')::%s::text, false",
+							 session->options.overlap,
+							 type == DATEOID ? "date" : "timestamp");
+		}
+		else
+		{
+			appendStringInfoChar(&sql, '(');
+			pos_pg_append_greatest(&sql, relation, table, NULL);
+			appendStringInfoString(&sql, ")::text, false");
+		}
+	}
+
+	return sql.data;
+}
+
+/* Whether transaction number a is at least b. */
+static bool
+reaches(const char *a, const char *b)
+{
+	return strtou64(a, NULL, 10) >= strtou64(b, NULL, 10);
+}
+
+/*
+ * Numbers do not tell when they are shown, so the greatest one counts only when
+ * every transaction that ran when it was read has ended.  Returns whether
+ * anything is waited for in another way than before.
+ */
+static bool
+wait_for_numbers(PosPgPosition *next, PosPgPosition *old, char *greatest,
+				 const char *xmin, char *xmax)
+{
+	next->changed = old == NULL ? greatest : old->changed;
+	if (old == NULL || (old->swept[0] == '\0' && old->ahead_end[0] == '\0'))
+	{
+		next->ahead = "";
+		next->ahead_end = xmax;
+		return true;
+	}
+	if (old->ahead_end[0] != '\0' && !reaches(xmin, old->ahead_end))
+	{
+		next->ahead = old->ahead;
+		next->ahead_end = old->ahead_end;
+		return false;
+	}
+	if (old->ahead[0] != '\0')
+		next->changed = old->ahead;
+	next->ahead = greatest;
+	next->ahead_end = xmax;
+
+	/* nothing moves in a table at rest */
+	return old->ahead_end[0] == '\0' || strcmp(old->changed, greatest) != 0 ||
+		strcmp(old->ahead, greatest) != 0;
+}
+
+static void
+append_member(StringInfo buf, const char *name, const char *value)
+{
+	if (value[0] == '\0')
+		return;
+	appendStringInfo(buf, "%s\"%s\": ", buf->len > 1 ? ", " : "", name);
+	escape_json(buf, value);
+}
+
+/*
+ * Takes the answer to pos_pg_positions_query: fills the tables' next positions, in
+ * the current memory context.
+ */
+void
+pos_pg_positions_receive(PosPgSession *session, PosTable **tables, int ntables)
+{
+	PGresult   *res = session->result;
+	char	   *xmin = PQgetvalue(res, 0, 0);
+	char	   *xmax = PQgetvalue(res, 0, 1);
+	int			column = 2;
+
+	for (int i = 0; i < ntables; i++)
+	{
+		PosTable   *table = tables[i];
+		PosPgPosition *old = table->known;
+		PosPgPosition next = {.ahead = "",.ahead_end = ""};
+		bool		versions;
+		bool		swept;
+		Oid			type;
+		StringInfoData buf;
+
+		if (table->nchange == 0)
+			continue;
+		type = pos_pg_change_type(session, table);
+		versions = pos_pg_relation(session, table->remote)->versions;
+		swept = old == NULL || old->sweep;
+		next.changed = PQgetvalue(res, 0, column);
+		table->settled = PQgetvalue(res, 0, column + 1)[0] == 't' ||
+			(versions && swept);
+		if (PQgetisnull(res, 0, column))
+			next.changed = old == NULL ? NULL : old->changed;
+		else if (versions && type != TIMESTAMPTZOID && type != XID8OID &&
+				 type != TIMESTAMPOID && type != DATEOID &&
+				 wait_for_numbers(&next, old, next.changed, xmin, xmax))
+			table->settled = true;
+		column += 2;
+		if (next.changed == NULL)
+			continue;
+
+		initStringInfo(&buf);
+		appendStringInfoChar(&buf, '{');
+		append_member(&buf, "changed", next.changed);
+		append_member(&buf, "seen", versions ? xmin : "");
+		append_member(&buf, "swept", !versions ? "" : swept ? xmin : old->swept);
+		append_member(&buf, "swept_at",
+					  time_string(swept ? session->now : old->swept_at));
+		append_member(&buf, "ahead", next.ahead);
+		append_member(&buf, "ahead_end", next.ahead_end);
+		appendStringInfoChar(&buf, '}');
+		table->next_position = buf.data;
+	}
+}
+
+/*
+ * A row was read of a table.  What has been seen need not be seen again: the next
+ * position is worth storing.
+ */
+void
+pos_pg_position_seen(PosPgSession *session, PosTable *table)
+{
+	if (table->next_position != NULL && !table->settled)
+		table->settled = pos_pg_relation(session, table->remote)->versions;
+}
