@@ -124,6 +124,7 @@ CREATE TABLE @extschema@.synchronize_history (
 	rows_left_out bigint NOT NULL DEFAULT 0,
 	bytes_received bigint NOT NULL DEFAULT 0,
 	position timestamptz,
+	clock_offset interval,
 	models jsonb,
 	error text,
 	sqlstate text,
@@ -138,6 +139,7 @@ CREATE INDEX synchronize_history_model ON @extschema@.synchronize_history (serve
 COMMENT ON TABLE @extschema@.synchronize_history IS 'one row for every run';
 COMMENT ON COLUMN @extschema@.synchronize_history.runs IS 'how many scheduled runs in a row it stands for, of which none found anything';
 COMMENT ON COLUMN @extschema@.synchronize_history.position IS 'by the source''s clock: everything committed there before is here';
+COMMENT ON COLUMN @extschema@.synchronize_history.clock_offset IS 'how far the source''s clock was ahead of ours, give or take half a round trip';
 COMMENT ON COLUMN @extschema@.synchronize_history.models IS 'counts, time in milliseconds and position of every model that took part';
 
 -- What rows that were trimmed from history add up to.
@@ -280,7 +282,7 @@ GRANT SELECT (model, direction, owner, every, jitter, paused, home, next_run, st
 GRANT SELECT ON @extschema@.synchronize_counter TO PUBLIC;
 GRANT SELECT (id, model, server, direction, status, started_at, finished_at,
 			  rows_read, rows_created, rows_matched, rows_updated, rows_unchanged,
-			  rows_left_out, bytes_received, position, models, sqlstate, runs)
+			  rows_left_out, bytes_received, position, clock_offset, models, sqlstate, runs)
 	ON @extschema@.synchronize_history TO PUBLIC;
 
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_model', '');
@@ -2188,7 +2190,8 @@ CREATE VIEW @extschema@.possync_status WITH (security_barrier) AS
 				WHEN s.permanent THEN 'failing'
 				ELSE 'retrying' END AS state,
 		   complete.position AS complete_up_to,
-		   CASE d.direction WHEN 'pull' THEN pg_catalog.clock_timestamp() - complete.position
+		   CASE d.direction WHEN 'pull'
+				THEN pg_catalog.clock_timestamp() + complete.clock_offset - complete.position
 				ELSE pg_catalog.clock_timestamp() - queue.oldest END AS lag,
 		   CASE d.direction WHEN 'push' THEN coalesce(queue.entries, 0) END AS queued,
 		   CASE d.direction WHEN 'push' THEN coalesce(queue.held, 0) END AS held,
@@ -2199,7 +2202,7 @@ CREATE VIEW @extschema@.possync_status WITH (security_barrier) AS
 		   CASE WHEN s.model IS NOT NULL THEN s.sqlstate ELSE last.sqlstate END AS sqlstate,
 		   CASE WHEN pg_catalog.pg_has_role(c.relowner, 'USAGE') THEN
 				CASE WHEN s.model IS NOT NULL THEN s.error ELSE last.error END END AS last_error,
-		   s.owner
+		   s.owner, complete.clock_offset
 	FROM @extschema@.synchronize_model m
 	CROSS JOIN (VALUES ('pull'), ('push')) d (direction)
 	LEFT JOIN pg_catalog.pg_class c ON c.oid = m.relation
@@ -2209,7 +2212,7 @@ CREATE VIEW @extschema@.possync_status WITH (security_barrier) AS
 		 WHERE h.server = m.server AND h.model = m.name AND h.direction = d.direction
 		 ORDER BY h.id DESC LIMIT 1) last ON true
 	LEFT JOIN LATERAL
-		(SELECT h.position, h.finished_at FROM @extschema@.synchronize_history h
+		(SELECT h.position, h.clock_offset, h.finished_at FROM @extschema@.synchronize_history h
 		 WHERE h.server = m.server AND h.model = m.name AND h.direction = d.direction AND h.status = 'ok'
 		 ORDER BY h.id DESC LIMIT 1) complete ON true
 	LEFT JOIN LATERAL

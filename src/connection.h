@@ -152,6 +152,8 @@ typedef struct PosStep
 typedef struct PosSnapshot
 {
 	TimestampTz now;			/* the source's clock */
+	int64		offset;			/* what it is ahead of ours, in microseconds,
+								 * give or take half a round trip */
 	TimestampTz complete;		/* everything committed before is in the
 								 * snapshot */
 	const char *source;			/* identity of this incarnation of the source */

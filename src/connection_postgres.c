@@ -122,6 +122,7 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 
 	session->base.broken = false;
 	snapshot->now = session->now;
+	snapshot->offset = session->offset;
 	snapshot->complete = session->complete;
 	snapshot->source = pstrdup(session->source);
 	pos_pg_session_leave(session);
@@ -374,6 +375,7 @@ static bool
 send_begin(PosPgSession *session, const char *probe, const char *description)
 {
 	session->command = pos_pg_query_clock(session);
+	session->asked = GetCurrentTimestamp();
 	if (!PQenterPipelineMode(session->conn) ||
 		!PQsendQueryParams(session->conn, session->command, 0, NULL, NULL,
 						   NULL, NULL, 1) ||
@@ -432,7 +434,7 @@ receive_clock(PosPgSession *session)
 	if (PQresultStatus(res) != PGRES_TUPLES_OK || PQntuples(res) != 1)
 		pos_pg_error(session);
 
-	session->now = pos_pg_time(PQgetvalue(res, 0, 0));
+	pos_pg_set_clock(session, pos_pg_time(PQgetvalue(res, 0, 0)));
 	session->complete = pos_pg_time(PQgetvalue(res, 0, 1));
 	started = pos_pg_time(PQgetvalue(res, 0, 2));
 	if (session->source == NULL)

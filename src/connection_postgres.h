@@ -121,7 +121,9 @@ typedef struct PosPgSession
 
 	/* since begin */
 	MemoryContext read_context;
+	TimestampTz asked;			/* when we asked for the remote's clock */
 	TimestampTz now;			/* the remote's clock */
+	int64		offset;			/* now less ours at that time, microseconds */
 	TimestampTz complete;		/* changes before it are all visible */
 	PosTable  **tables;			/* requested */
 	PosPgPlan **plans;			/* of each of them */
@@ -175,6 +177,7 @@ extern int	pos_pg_row(PosPgSession *session);
 extern void pos_pg_expect(PosPgSession *session, ExecStatusType status);
 extern void pos_pg_end_pipeline(PosPgSession *session);
 extern TimestampTz pos_pg_time(const char *value);
+extern void pos_pg_set_clock(PosPgSession *session, TimestampTz now);
 pos_noreturn extern void pos_pg_error(PosPgSession *session);
 
 /* in postgres_relation.c */

@@ -141,14 +141,15 @@ static char idle_model[NAMEDATALEN * 2];
 	"id, model, server, direction, status, started_at, finished_at," \
 	" rows_read, rows_created, rows_matched, rows_updated, rows_unchanged," \
 	" rows_left_out, bytes_received, position, models, error, sqlstate," \
-	" error_detail, error_hint, error_context, runs"
+	" error_detail, error_hint, error_context, clock_offset, runs"
 #define ROW_VALUES \
 	"$1 AS id, $2 AS model, $3 AS server, $4 AS direction, $5 AS status," \
 	" $6 AS started_at, $7 AS finished_at, $8 AS rows_read," \
 	" $9 AS rows_created, $10 AS rows_matched, $11 AS rows_updated," \
 	" $12 AS rows_unchanged, $13 AS rows_left_out, $14 AS bytes_received," \
 	" $15 AS position, $16::jsonb AS models, $17 AS error, $18 AS sqlstate," \
-	" $19 AS error_detail, $20 AS error_hint, $21 AS error_context, 1 AS runs"
+	" $19 AS error_detail, $20 AS error_hint, $21 AS error_context," \
+	" $22 * interval '1 microsecond' AS clock_offset, 1 AS runs"
 
 #define SET_TEXT(i, string) \
 	do { \
@@ -171,9 +172,9 @@ is_idle(PosRun *run, PosCounts *total, ErrorData *error)
 static bool
 merge_idle(PosRun *run, const char *model, TimestampTz started)
 {
-	Oid			types[] = {INT4OID, TIMESTAMPTZOID, INT8OID};
-	Datum		values[3];
-	char		nulls[4] = "   ";
+	Oid			types[] = {INT4OID, TIMESTAMPTZOID, INT8OID, INT8OID};
+	Datum		values[4];
+	char		nulls[5] = "    ";
 
 	if (!pos_history_merge_idle)
 		return false;
@@ -184,21 +185,45 @@ merge_idle(PosRun *run, const char *model, TimestampTz started)
 		values[1] = TimestampTzGetDatum(run->snapshot.complete);
 		nulls[1] = run->has_snapshot ? ' ' : 'n';
 		values[2] = Int64GetDatum((int64) run->received);
+		values[3] = Int64GetDatum(run->snapshot.offset);
+		nulls[3] = nulls[1];
 		if (pos_store_execute("UPDATE @.synchronize_history"
 							  " SET runs = runs + 1, position = $2,"
+							  " clock_offset = $4 * interval '1 microsecond',"
 							  " finished_at = pg_catalog.clock_timestamp(),"
 							  " bytes_received = bytes_received + $3"
 							  " WHERE id = $1 AND NOT EXISTS"
 							  " (SELECT 1 FROM @.synchronize_history n"
 							  " WHERE n.model = synchronize_history.model"
 							  " AND n.direction = 'pull' AND n.id > $1)"
-							  " RETURNING *", 3, types, values, nulls) == 1)
+							  " RETURNING *", 4, types, values, nulls) == 1)
 			return true;
 	}
 	idle_run = run->id;
 	idle_since = started;
 	strlcpy(idle_model, model, sizeof(idle_model));
 	return false;
+}
+
+/*
+ * Warns if the source's clock is far from ours.  Nothing here depends on ours, but
+ * what the user's own tables say may.
+ */
+static void
+check_clock(PosRun *run)
+{
+	int64		seconds = run->snapshot.offset / USECS_PER_SEC;
+
+	if (!run->has_snapshot || pos_clock_offset_max < 0 ||
+		Abs(run->snapshot.offset) <= pos_clock_offset_max * USECS_PER_SEC)
+		return;
+	ereport(WARNING,
+			(seconds >= 0 ?
+			 errmsg("the clock of server \"%s\" is " INT64_FORMAT " seconds ahead of ours",
+					run->tree->server, seconds) :
+			 errmsg("the clock of server \"%s\" is " INT64_FORMAT " seconds behind ours",
+					run->tree->server, -seconds),
+			 errdetail("One of the two is wrong. Synchronization does not depend on it.")));
 }
 
 /*
@@ -214,16 +239,16 @@ pos_history_record(PosRun *run, const char *model, TimestampTz started,
 		INT4OID, TEXTOID, NAMEOID, TEXTOID, TEXTOID, TIMESTAMPTZOID,
 		TIMESTAMPTZOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID,
 		INT8OID, TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
-		TEXTOID
+		TEXTOID, INT8OID
 	};
-	Datum		values[21] = {0};
-	char		nulls[22];
+	Datum		values[22] = {0};
+	char		nulls[23];
 	PosCounts	total;
 	char	   *models = models_json(run, error != NULL, &total);
 	TupleDesc	desc;
 
 	memset(nulls, ' ', sizeof(nulls));
-	nulls[21] = '\0';
+	nulls[22] = '\0';
 	values[0] = Int32GetDatum(run->id);
 	nulls[0] = run->dry ? 'n' : ' ';
 	SET_TEXT(1, model);
@@ -247,12 +272,17 @@ pos_history_record(PosRun *run, const char *model, TimestampTz started,
 	SET_TEXT(18, error ? error->detail : NULL);
 	SET_TEXT(19, error ? error->hint : NULL);
 	SET_TEXT(20, error ? error->context : NULL);
+	values[21] = Int64GetDatum(run->snapshot.offset);
+	nulls[21] = run->has_snapshot ? ' ' : 'n';
 
 	if (!is_idle(run, &total, error) || !merge_idle(run, model, started))
+	{
+		check_clock(run);
 		pos_store_execute(run->dry ? "SELECT " ROW_VALUES :
 						  "INSERT INTO @.synchronize_history (" ROW_COLUMNS ")"
 						  " OVERRIDING SYSTEM VALUE SELECT " ROW_VALUES
-						  " RETURNING *", 21, types, values, nulls);
+						  " RETURNING *", 22, types, values, nulls);
+	}
 
 	/* as of the table's own type, not a record that only this session knows */
 	desc = lookup_rowtype_tupdesc_copy(get_rel_type_id(pos_store_relid("synchronize_history")),

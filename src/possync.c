@@ -16,6 +16,7 @@
 
 PG_MODULE_MAGIC;
 
+int			pos_clock_offset_max;
 int			pos_history_keep;
 int			pos_part_rows;
 int			pos_retry_max;
@@ -26,6 +27,11 @@ void		_PG_init(void);
 static void
 define_settings(void)
 {
+	DefineCustomIntVariable("possync.clock_offset_max",
+							"How far the clock of a server may be from ours before a pull warns.",
+							"-1 never warns.",
+							&pos_clock_offset_max, 60, -1, 24 * 60 * 60,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomIntVariable("possync.history_keep",
 							"How long rows of synchronize_history are kept.",
 							"Scheduled jobs trim it; -1 keeps them for ever.",

@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 /* Settings, in possync.c */
+extern int	pos_clock_offset_max;	/* seconds; -1: none */
 extern int	pos_history_keep;	/* minutes; -1: for ever */
 extern int	pos_part_rows;		/* 0: no parts */
 extern int	pos_retry_max;		/* seconds */

@@ -86,6 +86,7 @@ send_poll(PosPgSession *session, const char *name, const char *sql,
 {
 	bool		ending = session->state == POS_PG_ENDING;
 
+	session->asked = GetCurrentTimestamp();
 	if (!PQenterPipelineMode(session->conn) ||
 		(sql != NULL && !PQsendPrepare(session->conn, name, sql, 0, NULL)) ||
 		!PQsendQueryPrepared(session->conn, name, nvalues, values, NULL, NULL,
@@ -123,7 +124,7 @@ take_answer(PosPgSession *session, int ntables)
 			return POS_PG_POLL_CHANGED;
 	if (PQgetisnull(res, 0, P_COMPLETE))
 		return POS_PG_POLL_CHANGED;
-	session->now = get_time(res, P_NOW);
+	pos_pg_set_clock(session, get_time(res, P_NOW));
 	session->complete = get_time(res, P_COMPLETE);
 	return POS_PG_POLL_UNCHANGED;
 }

@@ -263,6 +263,19 @@ pos_pg_time(const char *value)
 }
 
 /*
+ * Takes the remote's clock, which we asked for at session->asked and have just
+ * received.  It was read somewhere in between.
+ */
+void
+pos_pg_set_clock(PosPgSession *session, TimestampTz now)
+{
+	TimestampTz received = GetCurrentTimestamp();
+
+	session->now = now;
+	session->offset = now - (session->asked + (received - session->asked) / 2);
+}
+
+/*
  * Throws what the session's current result, or else its connection, says.
  *
  * SQLSTATE, message, detail, hint and context are the remote's.  Only its

@@ -208,6 +208,19 @@ for my $type (sort keys %stamps)
 	is($till->safe_psql('postgres', "SELECT count(*) - count(DISTINCT code) FROM $table"), '0', "$type: and nothing is doubled");
 }
 
+# Both clocks are the same here, so they differ by no more than a round trip.
+# With no difference allowed, that is too much.
+is($till->safe_psql('postgres', "SELECT bool_and(abs(extract(epoch FROM clock_offset)) < 0.5) AND count(DISTINCT clock_offset) > 2 FROM synchronize_history WHERE status = 'ok'"), 't', 'history has the offset of the clocks');
+is($till->safe_psql('postgres', "SELECT bool_and(clock_offset IS NOT NULL AND lag < interval '1 hour') FROM possync_status WHERE direction = 'pull' AND model <> 'two'"), 't', 'so has status');
+my ($result, $out, $err) = $till->psql('postgres', "SELECT possync_pull('two')");
+is($err, '', 'no warning');
+$till->append_conf('postgresql.conf', 'possync.clock_offset_max = 0');
+$till->reload;
+$till->poll_query_until('postgres', "SELECT setting = '0' FROM pg_file_settings WHERE name = 'possync.clock_offset_max'");
+sleep 1;
+($result, $out, $err) = $till->psql('postgres', "SELECT possync_pull('two')");
+like($err, qr/^psql:<stdin>:1: WARNING:  the clock of server "hq" is 0 seconds (ahead of|behind) ours\nDETAIL:  One of the two is wrong. Synchronization does not depend on it.$/, 'a warning');
+
 $session->quit;
 unlike(slurp_file($till->logfile), qr/leak|PANIC|TRAP|XX000/, 'nothing leaked');
 
