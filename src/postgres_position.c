@@ -153,7 +153,7 @@ append_since(StringInfo sql, const char *xid)
 
 	appendStringInfo(sql, "age(xmin) <= (SELECT CASE WHEN"
 					 " pg_snapshot_xmin(pg_current_snapshot())::text::int8"
-					 " - %s < " COMPARABLE " THEN age('%u'::xid)"
+					 " - %s BETWEEN 0 AND " COMPARABLE " THEN age('%u'::xid)"
 					 " ELSE 2147483647 END)", xid, (uint32) n);
 }
 

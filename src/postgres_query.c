@@ -43,6 +43,10 @@ static void append_retry(StringInfo sql, PosTable *table);
  * as for users who may not look.  The clock must be read before the list of
  * transactions: OFFSET 0 keeps the planner from folding it in.
  *
+ * The identity is that of the cluster, of its timeline, and of the database.  A
+ * standby that took over may have lost the last transactions and gives their
+ * numbers to others: on its timeline everything has to be read once.
+ *
  * The functions are called directly because to plan the views over them would
  * cost the remote four times as much as all the rest of a poll.
  */
@@ -51,7 +55,11 @@ pos_pg_query_clock(PosPgSession *session)
 {
 	const char *database = "(SELECT oid FROM pg_database"
 	" WHERE datname = current_database())";
-	const char *source = "(SELECT c.system_identifier::text || '/' || d.oid"
+	const char *source = "(SELECT c.system_identifier || '.' ||"
+	" CASE WHEN pg_is_in_recovery()"
+	" THEN (SELECT lpad(to_hex(timeline_id), 8, '0') FROM pg_control_checkpoint())"
+	" ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END"
+	" || '/' || d.oid"
 	" FROM pg_control_system() c, pg_database d"
 	" WHERE d.datname = current_database())";
 

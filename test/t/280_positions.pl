@@ -208,6 +208,37 @@ for my $type (sort keys %stamps)
 	is($till->safe_psql('postgres', "SELECT count(*) - count(DISTINCT code) FROM $table"), '0', "$type: and nothing is doubled");
 }
 
+# A standby takes over that lacks the last transactions, and gives their numbers
+# to others.
+$session->quit;
+$till->safe_psql('postgres', "ALTER SERVER hq OPTIONS (SET dbname 'postgres')");
+$master->safe_psql('postgres', "GRANT pg_read_all_stats TO clerk");
+$master->backup('backup');
+my $standby = PostgreSQL::Test::Cluster->new('standby');
+$standby->init_from_backup($master, 'backup', has_streaming => 1);
+$standby->start;
+$master->wait_for_catchup('standby');
+$standby->append_conf('postgresql.conf', "primary_conninfo = ''");
+$standby->reload;
+$standby->poll_query_until('postgres', 'SELECT count(*) = 0 FROM pg_stat_wal_receiver');
+$session = Possync::Session->new($till);
+$master->safe_psql('postgres', "INSERT INTO t_$_ (code) VALUES ('lost')") for sort keys %stamps;
+$master->safe_psql('postgres', 'SELECT pg_current_xact_id()') for 1 .. 30;
+for my $table (map { "t_$_" } sort keys %stamps)
+{
+	is(pull($table), 'ok', "$table: pulled from the first") for 1 .. 3;
+}
+$master->stop('immediate');
+$standby->promote;
+$standby->safe_psql('postgres', "INSERT INTO t_$_ (code) VALUES ('after')") for sort keys %stamps;
+$till->safe_psql('postgres', "ALTER SERVER hq OPTIONS (SET port '" . $standby->port . "')");
+for my $table (map { "t_$_" } sort keys %stamps)
+{
+	is(pull($table), 'ok', "$table: pulled from the standby that took over");
+	is($standby->safe_psql('postgres', "SELECT count(*) FROM $table WHERE code = 'lost'"), '0', "$table: it lacks something");
+	is($till->safe_psql('postgres', "SELECT count(*) FROM $table WHERE code = 'after'"), '1', "$table: and nothing of it is taken for seen");
+}
+
 # Both clocks are the same here, so they differ by no more than a round trip.
 # With no difference allowed, that is too much.
 is($till->safe_psql('postgres', "SELECT bool_and(abs(extract(epoch FROM clock_offset)) < 0.5) AND count(DISTINCT clock_offset) > 2 FROM synchronize_history WHERE status = 'ok'"), 't', 'history has the offset of the clocks');
