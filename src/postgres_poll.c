@@ -69,8 +69,11 @@ is_prepared(PosPgSession *session, const char *name)
 static void
 remember(PosPgSession *session, const char *name)
 {
-	MemoryContext old = MemoryContextSwitchTo(session->context);
+	MemoryContext old;
 
+	if (is_prepared(session, name))
+		return;
+	old = MemoryContextSwitchTo(session->context);
 	session->prepared = lappend(session->prepared, pstrdup(name));
 	MemoryContextSwitchTo(old);
 }

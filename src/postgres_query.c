@@ -31,8 +31,8 @@ static void append_retry(StringInfo sql, PosTable *table);
 
 /*
  * The remote's clock, how far it is complete, when it was started, and its
- * identity if that is not known yet; one row.  To be run before the snapshot is taken, in a
- * transaction of its own.
+ * identity if that is not known yet; one row.  To be run before the snapshot is
+ * taken, in a transaction of its own.
  *
  * Where we may see them, the cap is the start of the oldest transaction in the
  * database.  A statement that has arrived may take its time stamp before its
