@@ -136,20 +136,23 @@ static int32 idle_run = 0;
 static TimestampTz idle_since;
 static char idle_model[NAMEDATALEN * 2];
 
-/* The row of history, and where its values come from */
+/*
+ * The row of history, and where its values come from: in the order of the table's
+ * columns, since that of a dry run is only selected.
+ */
 #define ROW_COLUMNS \
 	"id, model, server, direction, status, started_at, finished_at," \
 	" rows_read, rows_created, rows_matched, rows_updated, rows_unchanged," \
-	" rows_left_out, bytes_received, position, models, error, sqlstate," \
-	" error_detail, error_hint, error_context, clock_offset, runs"
+	" rows_left_out, bytes_received, position, clock_offset, models, error," \
+	" sqlstate, error_detail, error_hint, error_context, runs"
 #define ROW_VALUES \
 	"$1 AS id, $2 AS model, $3 AS server, $4 AS direction, $5 AS status," \
 	" $6 AS started_at, $7 AS finished_at, $8 AS rows_read," \
 	" $9 AS rows_created, $10 AS rows_matched, $11 AS rows_updated," \
 	" $12 AS rows_unchanged, $13 AS rows_left_out, $14 AS bytes_received," \
-	" $15 AS position, $16::jsonb AS models, $17 AS error, $18 AS sqlstate," \
-	" $19 AS error_detail, $20 AS error_hint, $21 AS error_context," \
-	" $22 * interval '1 microsecond' AS clock_offset, 1 AS runs"
+	" $15 AS position, $22 * interval '1 microsecond' AS clock_offset," \
+	" $16::jsonb AS models, $17 AS error, $18 AS sqlstate," \
+	" $19 AS error_detail, $20 AS error_hint, $21 AS error_context, 1 AS runs"
 
 #define SET_TEXT(i, string) \
 	do { \
