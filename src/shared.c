@@ -26,6 +26,7 @@
 #include "storage/proc.h"
 #include "storage/shmem.h"
 #include "utils/builtins.h"
+#include "utils/resowner.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
@@ -97,28 +98,30 @@ startup(void)
 }
 
 /*
- * Wakes who waits for what this transaction did.  A prepared transaction is
- * committed by somebody who does not know: it is found by the next run.
+ * A transaction that aborts wakes nobody.  One that is prepared is committed by
+ * somebody who does not know: it is found by the next run.
  */
 static void
 at_end(XactEvent event, void *arg)
 {
+	if (event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
+		wake_at_commit = 0;
+}
+
+/*
+ * Wakes others when a transaction has committed and its invalidations are sent,
+ * which is after the callback for the commit: earlier, who is woken would look at
+ * what was configured before, and go to sleep again.
+ */
+static void
+at_release(ResourceReleasePhase phase, bool commit, bool top, void *arg)
+{
 	uint32		why = wake_at_commit;
 
-	switch (event)
-	{
-		case XACT_EVENT_COMMIT:
-			wake_at_commit = 0;
-			if (why != 0)
-				pos_shared_wake(MyDatabaseId, why);
-			break;
-		case XACT_EVENT_ABORT:
-		case XACT_EVENT_PREPARE:
-			wake_at_commit = 0;
-			break;
-		default:
-			break;
-	}
+	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !commit || !top || why == 0)
+		return;
+	wake_at_commit = 0;
+	pos_shared_wake(MyDatabaseId, why);
 }
 
 /* Asks for shared memory; called while the module is preloaded. */
@@ -130,6 +133,7 @@ pos_shared_init(void)
 	next_startup = shmem_startup_hook;
 	shmem_startup_hook = startup;
 	RegisterXactCallback(at_end, NULL);
+	RegisterResourceReleaseCallback(at_release, NULL);
 }
 
 /* Whether there is shared memory. */
