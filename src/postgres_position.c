@@ -207,6 +207,7 @@ time_string(TimestampTz time)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
 				 errmsg("timestamp out of range")));
+	tm.tm_isdst = 0;			/* UTC is a time zone, too, and is to be said */
 	EncodeDateTime(&tm, fsec, true, 0, NULL, USE_ISO_DATES, buf);
 
 	return pstrdup(buf);

@@ -208,6 +208,21 @@ for my $type (sort keys %stamps)
 	is($till->safe_psql('postgres', "SELECT count(*) - count(DISTINCT code) FROM $table"), '0', "$type: and nothing is doubled");
 }
 
+# Wherever the till stands: a sweep is due an hour after the last one, not sooner
+for my $zone ('America/New_York', 'Asia/Tokyo')
+{
+	my $swept = "SELECT (position::jsonb ->> 'swept_at')::timestamptz AT TIME ZONE 'UTC' FROM synchronize_position p JOIN synchronize_model m ON m.id = p.model WHERE m.name = 't_timestamptz'";
+	my $elsewhere = Possync::Session->new($till);
+	$elsewhere->run("SET timezone = '$zone'");
+	is(($elsewhere->run("SELECT status FROM possync_pull('t_timestamptz', full => true)"))[0], 'ok', "$zone: read whole");
+	my $before = ($elsewhere->run($swept))[0];
+	is($till->safe_psql('postgres', "SET timezone = '$zone'; SELECT '$before'::timestamp BETWEEN (now() AT TIME ZONE 'UTC') - interval '1 minute' AND (now() AT TIME ZONE 'UTC')"), 't', "$zone: the time of a sweep is that of the master");
+	$master->safe_psql('copy', "INSERT INTO t_timestamptz (code) VALUES ('in $zone')");
+	is(($elsewhere->run("SELECT rows_read FROM possync_pull('t_timestamptz')"))[0], '1', "$zone: a row is read");
+	is(($elsewhere->run($swept))[0], $before, "$zone: and not by a sweep");
+	$elsewhere->quit;
+}
+
 # A standby takes over that lacks the last transactions, and gives their numbers
 # to others.
 $session->quit;
