@@ -11,10 +11,32 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 
+/* Whether a transaction is one of a batch. */
+static bool
+is_in(PosBatch *batch, int64 txid)
+{
+	int			low = 0;
+	int			high = batch == NULL ? 0 : batch->ntxids;
+
+	while (low < high)
+	{
+		int			middle = (low + high) / 2;
+		int64		found = DatumGetInt64(batch->txids[middle]);
+
+		if (found == txid)
+			return true;
+		if (found < txid)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return false;
+}
+
 /*
  * Picks the oldest queued transactions that are not held, whole, with about as
- * many entries and bytes for the run's models as given in all.  Returns how
- * many.
+ * many entries and bytes for the run's models as given in all.  Those of a batch
+ * on its way (or NULL) are passed over.  Returns how many.
  *
  * Oldest is what has the least number.  It took that when it was about to end
  * (spool.c), and who changes or refers to a row of another transaction does so
@@ -27,17 +49,21 @@
  * search from 0.
  */
 int
-pos_batch_pick(PosRun *run, int entries, int64 bytes, int64 *from,
-			   Datum **txids)
+pos_batch_pick(PosRun *run, PosBatch *flying, int entries, int64 bytes,
+			   int64 *from, Datum **txids)
 {
+	bool		beside = flying != NULL &&
+	DatumGetInt64(flying->txids[flying->ntxids - 1]) >= *from;
 	Oid			types[] = {INT2ARRAYOID, INT4OID, INT8OID};
 	Datum		values[] = {
-		pos_config_ids(run->tree->models), Int32GetDatum(entries),
+		pos_config_ids(run->tree->models),
+		Int32GetDatum(entries + (beside ? flying->nentries : 0)),
 		Int64GetDatum(*from)
 	};
 	uint64		n;
 	int			picked = 0;
 	int64		size = 0;
+	bool		partial = false;
 
 	n = pos_store_execute("WITH seen AS MATERIALIZED (SELECT txid, id,"
 						  " pg_column_size(image) AS size"
@@ -64,15 +90,19 @@ pos_batch_pick(PosRun *run, int entries, int64 bytes, int64 *from,
 
 		run->full = DatumGetBool(SPI_getbinval(tuple, desc, 4, &isnull));
 		*from = DatumGetInt64(txid);
-		if (more || size >= bytes)
-			break;
-		(*txids)[picked++] = txid;
-		size += DatumGetInt64(SPI_getbinval(tuple, desc, 2, &isnull));
+		if (!is_in(flying, DatumGetInt64(txid)))
+		{
+			partial = more;
+			if (more || size >= bytes)
+				break;
+			(*txids)[picked++] = txid;
+			size += DatumGetInt64(SPI_getbinval(tuple, desc, 2, &isnull));
+		}
 		(*from)++;
 	}
 	SPI_freetuptable(SPI_tuptable);
-	if (n > 0 && picked == 0)
-		return pos_batch_pick(run, entries * 2, bytes, from, txids);
+	if (partial && picked == 0)
+		return pos_batch_pick(run, flying, entries * 2, bytes, from, txids);
 	return picked;
 }
 
@@ -119,10 +149,14 @@ pos_batch_horizon(PosHorizon *horizon)
 	horizon->after = next;
 }
 
-/* Loads the numbers of batches that were never confirmed. */
+/*
+ * Loads the numbers of batches that were never confirmed.  The one on its way
+ * will be, or this transaction is rolled back.
+ */
 void
 pos_batch_load_open(PosRun *run)
 {
+	PosFlight  *flying = run->whole->flying;
 	Oid			types[] = {NAMEOID};
 	Datum		values[] = {
 		DirectFunctionCall1(namein, CStringGetDatum(run->tree->server))
@@ -134,11 +168,12 @@ pos_batch_load_open(PosRun *run)
 	for (uint64 i = 0; i < n; i++)
 	{
 		bool		isnull;
+		int32		id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i],
+													 SPI_tuptable->tupdesc, 1,
+													 &isnull));
 
-		run->open = lappend_int(run->open,
-								DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i],
-															SPI_tuptable->tupdesc,
-															1, &isnull)));
+		if (flying == NULL || flying->batch.id != id)
+			run->open = lappend_int(run->open, id);
 	}
 	SPI_freetuptable(SPI_tuptable);
 }

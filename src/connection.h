@@ -220,16 +220,31 @@ typedef struct PosConnectionOps
 	List	   *(*expect) (PosConnection *connection, PosTable **tables, int ntables);
 
 	/*
-	 * Carries out all steps in one remote transaction and one round trip, or
-	 * none of them.  An error leaves the session usable unless the connection
-	 * is lost; then the steps may have been carried out or not, and have to
-	 * be repeated.  pending is true after an error if that is so, and false
-	 * if it is known that they have not.
+	 * Sends steps that are to be carried out in one remote transaction and
+	 * one round trip, all or none of them, and does not wait.  The session
+	 * then is good for pump, expect of tables that are known, and receive,
+	 * over transactions and their aborts; the steps have to live as long.
 	 */
-	void		(*write) (PosConnection *connection, PosStep **steps, int nsteps,
-						  bool *pending);
+	void		(*send) (PosConnection *connection, PosStep **steps, int nsteps,
+						 bool *pending);
 
-	/* Bytes received since begin */
+	/* Lets the connection send and receive what it can without waiting. */
+	void		(*pump) (PosConnection *connection);
+
+	/*
+	 * Waits until the steps sent are carried out.  A kept session that turns
+	 * out to be dead is replaced, and they are sent again.  An error leaves
+	 * the session usable unless the connection is lost; then the steps may
+	 * have been carried out or not, and have to be repeated.  *pending is
+	 * true after an error if that is so, and false if it is known that they
+	 * have not.
+	 */
+	void		(*receive) (PosConnection *connection);
+
+	/* Closes a session in which steps were sent whose answer nobody awaits. */
+	void		(*abandon) (PosConnection *connection);
+
+	/* Bytes received since begin or send */
 	uint64		(*received) (PosConnection *connection);
 } PosConnectionOps;
 

@@ -49,7 +49,10 @@ const PosConnectionOps pos_connection_postgres = {
 	.next = next,
 	.finish = finish,
 	.expect = pos_pg_expect_tables,
-	.write = pos_pg_write,
+	.send = pos_pg_write_send,
+	.pump = pos_pg_write_pump,
+	.receive = pos_pg_write_receive,
+	.abandon = pos_pg_write_abandon,
 	.received = received,
 };
 
@@ -81,6 +84,8 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 	MemoryContext old;
 	Attempt		attempt = ATTEMPT_LOST;
 
+	if (session->state == POS_PG_WRITING)
+		pos_pg_session_in_use(session);
 	pos_pg_session_enter(session);
 	session->level = GetCurrentTransactionNestLevel();
 	session->received = 0;

@@ -49,7 +49,8 @@ typedef enum PosPgState
 	POS_PG_IDLE,				/* no transaction, nothing to be received */
 	POS_PG_ENDING,				/* end of transaction sent, answer not read */
 	POS_PG_OPEN,				/* in a transaction, nothing to be received */
-	POS_PG_READING				/* rows requested and not all received */
+	POS_PG_READING,				/* rows requested and not all received */
+	POS_PG_WRITING				/* steps sent, and their end not received */
 } PosPgState;
 
 /* A column of a remote table; domains are resolved to their base type */
@@ -135,6 +136,12 @@ typedef struct PosPgSession
 	const char *command;		/* last command sent, for messages */
 
 	/* of a write */
+	PosStep   **steps;
+	int			nsteps;
+	bool		kept;			/* on a connection that was there before */
+	bool		sent;			/* all of them, as far as we know */
+	bool		ending;			/* the end of another transaction is received
+								 * first */
 	bool	   *pending;		/* see connection.h */
 	bool		repeated;		/* it has been sent before, on a connection
 								 * that was lost */
@@ -151,6 +158,7 @@ typedef struct PosPgSession
 /* in postgres_session.c */
 extern PosConnection *pos_pg_session_get(ForeignServer *server,
 										 UserMapping *mapping);
+pos_noreturn extern void pos_pg_session_in_use(PosPgSession *session);
 extern void pos_pg_session_close(PosPgSession *session);
 extern void pos_pg_session_end(PosPgSession *session, const char *command);
 extern bool pos_pg_session_drain(PosPgSession *session);
@@ -229,9 +237,11 @@ extern PosPgPoll pos_pg_poll(PosPgSession *session, PosTable **tables,
 /* in postgres_write.c */
 extern List *pos_pg_expect_tables(PosConnection *connection, PosTable **tables,
 								  int ntables);
-extern void pos_pg_write(PosConnection *connection, PosStep **steps,
-						 int nsteps,
-						 bool *pending);
+extern void pos_pg_write_send(PosConnection *connection, PosStep **steps,
+							  int nsteps, bool *pending);
+extern void pos_pg_write_pump(PosConnection *connection);
+extern void pos_pg_write_receive(PosConnection *connection);
+extern void pos_pg_write_abandon(PosConnection *connection);
 
 /* in postgres_convert.c */
 extern bool pos_pg_convertible(PosPgAttribute *attribute, PosColumn *column);

@@ -27,6 +27,7 @@ typedef struct Stock
 	int			first;
 	char	  **texts;
 	int			used;			/* by the batch at hand */
+	int			coming;			/* asked for, in a write on its way */
 } Stock;
 
 static List *stocks = NIL;
@@ -105,20 +106,25 @@ add_step(PosModel *model, int n, PosSteps *steps)
 			step->columns[step->ncolumns++] = model->key[i]->remote;
 }
 
-/* Adds a step, if need be, so that n rows of a model can get keys. */
+/*
+ * Adds a step, if need be, so that n rows of a model can get keys.  If batches of
+ * its kind follow, the next one does not have to ask either: it is prepared
+ * before the keys arrive that this one asks for ahead.
+ */
 void
 pos_keys_need(PosRun *run, PosModel *model, int n, PosSteps *steps)
 {
 	Stock	   *stock = find_stock(run, model);
+	int			more = run->whole->more ? n : 0;
 
 	stock->used = n;
 	if (stock->ncolumns > 0 && n > stock->nkeys - stock->first)
-		add_step(model, n - (stock->nkeys - stock->first), steps);
+		add_step(model, n + more - (stock->nkeys - stock->first), steps);
 }
 
 /*
- * Adds steps that make keys ahead: as many as this batch used, if more of its
- * kind follow, else a few.
+ * Adds steps that make keys ahead: as many as two batches like this one use, if
+ * more of its kind follow, else a few.
  */
 void
 pos_keys_ahead(PosRun *run, PosBatch *batch, bool more, PosSteps *steps)
@@ -129,12 +135,25 @@ pos_keys_ahead(PosRun *run, PosBatch *batch, bool more, PosSteps *steps)
 	{
 		PosModel   *model = lfirst(lc);
 		Stock	   *stock = find_stock(run, model);
-		int			n = more ? stock->used : Min(stock->used, AHEAD_FEW);
+		int			n = more ? stock->used * 2 : Min(stock->used, AHEAD_FEW);
 
-		n -= stock->nkeys - stock->first;
+		n -= stock->nkeys - stock->first + stock->coming;
 		if (stock->ncolumns > 0 && n > 0)
+		{
 			add_step(model, n, steps);
+			stock->coming += n;
+		}
 	}
+}
+
+/* What was asked for ahead and is not here yet will not come. */
+void
+pos_keys_lost(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, stocks)
+		((Stock *) lfirst(lc))->coming = 0;
 }
 
 /* Returns the model that a step is for. */
@@ -161,9 +180,12 @@ pos_keys_take(PosRun *run, PosSteps *steps)
 		int			kept;
 		char	  **texts;
 
-		if (step->kind != POS_STEP_KEYS || step->nanswers == 0)
+		if (step->kind != POS_STEP_KEYS)
 			continue;
 		stock = find_stock(run, model_of(run, step));
+		stock->coming = Max(stock->coming - step->nrows, 0);
+		if (step->nanswers == 0)
+			continue;
 		from = stock->first * stock->ncolumns;
 		kept = stock->nkeys * stock->ncolumns - from;
 		texts = MemoryContextAlloc(stock->context,

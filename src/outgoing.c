@@ -238,6 +238,7 @@ take_rows(PosRun *run, PosModel *model, const char *sql)
 	{
 		MemoryContext old = MemoryContextSwitchTo(run->row);
 
+		pos_flight_pump(run->whole);
 		MemoryContextReset(run->row);
 		memset(nulls, true, model->stage->natts * sizeof(bool));
 		values[POS_STAGE_LOCAL] = SPI_getbinval(tuple, desc, 1,
@@ -397,6 +398,7 @@ load_entries(PosRun *run, PosBatch *batch)
 	{
 		PosModel   *model = entry_model(run, entries, i);
 
+		pos_flight_pump(run->whole);
 		MemoryContextReset(run->row);
 		batch->order[i] = model->on_unknown == POS_IGNORE ? NULL : model;
 		if (model->stage == NULL)
@@ -406,6 +408,7 @@ load_entries(PosRun *run, PosBatch *batch)
 	}
 	for (uint64 i = 0; i < n; i++)
 	{
+		pos_flight_pump(run->whole);
 		MemoryContextReset(run->row);
 		if (batch->order[i] != NULL)
 			put_image(run, entries, i);

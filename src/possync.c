@@ -11,6 +11,7 @@
 #include "launcher.h"
 #include "miscadmin.h"
 #include "progress.h"
+#include "push.h"
 #include "shared.h"
 #include "utils/guc.h"
 
@@ -59,6 +60,7 @@ void
 _PG_init(void)
 {
 	pos_fault_init();
+	pos_push_init();
 	define_settings();
 	MarkGUCPrefixReserved("possync");
 	if (!process_shared_preload_libraries_in_progress)

@@ -75,13 +75,10 @@ pos_pg_session_get(ForeignServer *server, UserMapping *mapping)
 	if (entry->session != NULL &&
 		(entry->session->state == POS_PG_OPEN ||
 		 entry->session->state == POS_PG_READING))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("connection to server \"%s\" is in use",
-						server->servername),
-				 errhint("A trigger or function called by a synchronization cannot start another one with the same server.")));
+		pos_pg_session_in_use(entry->session);
 
-	if (entry->session != NULL && entry->session->invalid)
+	if (entry->session != NULL && entry->session->invalid &&
+		entry->session->state != POS_PG_WRITING)
 		drop_session(entry);
 	if (entry->session == NULL)
 		entry->session = make_session(server, mapping);
@@ -94,6 +91,17 @@ pos_pg_session_get(ForeignServer *server, UserMapping *mapping)
 	}
 
 	return &entry->session->base;
+}
+
+/* Raises the error of who needs a session that does something else. */
+void
+pos_pg_session_in_use(PosPgSession *session)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_IN_USE),
+			 errmsg("connection to server \"%s\" is in use",
+					session->base.server->servername),
+			 errhint("A trigger or function called by a synchronization cannot start another one with the same server.")));
 }
 
 /*

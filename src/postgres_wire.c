@@ -106,16 +106,13 @@ pos_pg_disconnect(PosPgSession *session)
 void
 pos_pg_flush(PosPgSession *session)
 {
-	TimestampTz deadline = deadline_after(session->options.statement_timeout);
-	int			rc;
-
-	while ((rc = PQflush(session->conn)) > 0)
+	while (PQflush(session->conn) > 0)
 	{
 		int			events;
 
 		events = wait_socket(session->conn,
 							 WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE,
-							 deadline);
+							 deadline_after(session->options.statement_timeout));
 		if (events == 0)
 			timed_out(session);
 

@@ -21,8 +21,6 @@
 /* The rows of a step, all at once */
 #define READ_ROWS "json_to_recordset($1::pg_catalog.json)"
 
-static bool try_write(PosPgSession *session, PosStep **steps, int nsteps,
-					  bool kept);
 static void fail(PosPgSession *session);
 static void leave(PosPgSession *session);
 
@@ -470,48 +468,58 @@ take_result(PosPgSession *session, PosStep *step)
 }
 
 /*
- * Sends all steps and reads their results.  Returns false if a kept connection
- * turned out to be lost, so that all is to be repeated on a new one.
+ * Puts all steps on their way.  Whether that works is found out when their
+ * results are read.
  */
-static bool
-try_write(PosPgSession *session, PosStep **steps, int nsteps, bool kept)
+static void
+send_steps(PosPgSession *session)
 {
-	bool		ending = session->state == POS_PG_ENDING;
 	bool		sent;
 
 	*session->pending = true;
+	session->ending = session->state == POS_PG_ENDING;
+	session->state = POS_PG_WRITING;
 	session->command = "BEGIN";
 	sent = PQenterPipelineMode(session->conn) && send(session, "BEGIN", NULL) &&
 		send(session, pos_pg_query_settings(session, true), NULL);
-	for (int i = 0; i < nsteps && sent; i++)
+	for (int i = 0; i < session->nsteps && sent; i++)
 	{
-		sent = (steps[i]->kind != POS_STEP_CLAIM ||
-				send(session, lock_statement(session, steps[i]), NULL)) &&
-			send(session, statement(session, steps[i]),
-				 steps[i]->kind == POS_STEP_KEYS ? NULL : steps[i]->rows) &&
-			(!is_sent_again(steps[i]) ||
-			 send(session, presence_statement(session, steps[i]),
-				  steps[i]->rows));
-		pos_pg_flush(session);
+		PosStep    *step = session->steps[i];
+
+		sent = (step->kind != POS_STEP_CLAIM ||
+				send(session, lock_statement(session, step), NULL)) &&
+			send(session, statement(session, step),
+				 step->kind == POS_STEP_KEYS ? NULL : step->rows) &&
+			(!is_sent_again(step) ||
+			 send(session, presence_statement(session, step), step->rows));
 	}
-	sent = sent && send(session, "COMMIT", NULL) &&
+	session->sent = sent && send(session, "COMMIT", NULL) &&
 		PQpipelineSync(session->conn);
-	if (sent)
+}
+
+/*
+ * Reads the results of all steps.  Returns false if a kept connection turned out
+ * to be lost, so that all is to be repeated on a new one.
+ */
+static bool
+receive_steps(PosPgSession *session, bool kept)
+{
+	if (session->sent)
 		pos_pg_flush(session);
-	if (ending && !pos_pg_session_drain(session))
+	if (session->ending && !pos_pg_session_drain(session))
 		return false;
 	session->state = POS_PG_OPEN;
 
 	(void) pos_pg_result(session);
-	if (kept && (!sent || pos_pg_lost(session)))
+	if (kept && (!session->sent || pos_pg_lost(session)))
 		return false;
 	if (PQresultStatus(session->result) != PGRES_COMMAND_OK)
 		fail(session);			/* BEGIN */
 	expect_end(session);
 	expect(session, PGRES_TUPLES_OK);	/* settings */
 	expect_end(session);
-	for (int i = 0; i < nsteps; i++)
-		take_result(session, steps[i]);
+	for (int i = 0; i < session->nsteps; i++)
+		take_result(session, session->steps[i]);
 	session->command = "COMMIT";
 	expect(session, PGRES_COMMAND_OK);
 	expect_end(session);
@@ -527,55 +535,92 @@ try_write(PosPgSession *session, PosStep **steps, int nsteps, bool kept)
  * took the place of another knows those only that it was asked for.
  */
 static void
-know_tables(PosPgSession *session, PosStep **steps, int nsteps)
+know_tables(PosPgSession *session)
 {
-	PosTable  **tables = palloc(nsteps * sizeof(PosTable *));
+	PosTable  **tables = palloc(session->nsteps * sizeof(PosTable *));
 	bool		known = true;
 	List	   *problems;
 
-	for (int i = 0; i < nsteps; i++)
+	for (int i = 0; i < session->nsteps; i++)
 	{
-		tables[i] = steps[i]->table;
+		tables[i] = session->steps[i]->table;
 		known = known && pos_pg_relation(session, tables[i]->remote) != NULL;
 	}
 	if (known)
 		return;
-	problems = pos_pg_expect_tables(&session->base, tables, nsteps);
+	problems = pos_pg_expect_tables(&session->base, tables, session->nsteps);
 	if (problems != NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg_internal("%s", (char *) linitial(problems))));
 }
 
-/* See connection.h: write */
+/* See connection.h: send */
 void
-pos_pg_write(PosConnection *connection, PosStep **steps, int nsteps,
-			 bool *pending)
+pos_pg_write_send(PosConnection *connection, PosStep **steps, int nsteps,
+				  bool *pending)
 {
 	PosPgSession *session = (PosPgSession *) connection;
 
-	if (session->state != POS_PG_CLOSED)
-		know_tables(session, steps, nsteps);
-	pos_pg_session_enter(session);
-	session->level = GetCurrentTransactionNestLevel();
+	session->steps = steps;
+	session->nsteps = nsteps;
 	session->received = 0;
 	session->pending = pending;
 	session->repeated = false;
 	*pending = false;
-	if (session->state == POS_PG_CLOSED ||
-		!try_write(session, steps, nsteps, true))
+	session->kept = session->state != POS_PG_CLOSED;
+	know_tables(session);		/* connects, if need be */
+	pos_pg_session_enter(session);
+	send_steps(session);
+	pos_pg_session_leave(session);
+}
+
+/* See connection.h: pump */
+void
+pos_pg_write_pump(PosConnection *connection)
+{
+	PosPgSession *session = (PosPgSession *) connection;
+
+	/* flushes, too; what fails is found out by receive */
+	if (session->state == POS_PG_WRITING)
+		(void) PQconsumeInput(session->conn);
+}
+
+/* See connection.h: receive */
+void
+pos_pg_write_receive(PosConnection *connection)
+{
+	PosPgSession *session = (PosPgSession *) connection;
+
+	pos_pg_session_enter(session);
+	session->level = GetCurrentTransactionNestLevel();
+	if (!receive_steps(session, session->kept))
 	{
 		/* what was sent may have arrived before the connection was lost */
-		session->repeated = *pending;
-		for (int i = 0; i < nsteps; i++)
-			steps[i]->again = steps[i]->again || *pending;
+		session->repeated = *session->pending;
+		for (int i = 0; i < session->nsteps; i++)
+			session->steps[i]->again = session->steps[i]->again ||
+				session->repeated;
 		pos_pg_session_close(session);
-		know_tables(session, steps, nsteps);
+		know_tables(session);
 		pos_pg_session_enter(session);
-		(void) try_write(session, steps, nsteps, false);
+		send_steps(session);
+		(void) receive_steps(session, false);
 	}
-	*pending = false;
+	*session->pending = false;
 	pos_pg_session_leave(session);
+	if (!session->options.keep_connections)
+		pos_pg_session_close(session);
+}
+
+/* See connection.h: abandon */
+void
+pos_pg_write_abandon(PosConnection *connection)
+{
+	PosPgSession *session = (PosPgSession *) connection;
+
+	if (session->state == POS_PG_WRITING)
+		pos_pg_session_close(session);
 }
 
 /* See connection.h: expect */
@@ -594,7 +639,9 @@ pos_pg_expect_tables(PosConnection *connection, PosTable **tables, int ntables)
 
 		connection->ops->begin(connection, tables, ntables, &snapshot);
 		problems = connection->ops->describe(connection, tables, ntables);
-		connection->ops->finish(connection);
+		pos_pg_session_forget_read(session);
+		if (session->state == POS_PG_OPEN)
+			pos_pg_session_end(session, "COMMIT");
 	}
 	else
 		for (int i = 0; i < ntables; i++)

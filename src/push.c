@@ -11,6 +11,9 @@
  *						whose key is there already is passed over
  *		transaction B	entries leave the queue, the batch is closed.  Commit.
  *
+ * Transaction A of the next batch is worked on while the remote works, and is
+ * transaction B of the one before, see flight.c.
+ *
  * A crash anywhere leaves the entries in the queue and the translations made, so
  * that the next push sends the same rows under the same keys.
  *
@@ -30,26 +33,28 @@
 #include "sql.h"
 #include "store.h"
 #include "transaction.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-/* Entries, and bytes of their images, taken into one batch, about */
-#define BATCH_ENTRIES	20000
+/* Bytes of images taken into one batch, about */
 #define BATCH_BYTES		(8 * 1024 * 1024)
 
-/* Makes the state of one batch, which outlives the transaction that fills it. */
+static int	batch_entries;		/* in one batch, about */
+
+/* Makes the state of one transaction in a context that it has for itself. */
 static PosRun *
-make_run(PosPush *push)
+make_run(PosPush *push, MemoryContext context)
 {
 	PosRun	   *run;
 
-	MemoryContextReset(push->context);
-	MemoryContextSwitchTo(push->context);
+	MemoryContextReset(context);
+	MemoryContextSwitchTo(context);
 	run = palloc0(sizeof(PosRun));
 	run->push = true;
 	run->whole = push;
 	run->id = push->history;
-	run->context = push->context;
+	run->context = context;
 	run->row = AllocSetContextCreate(run->context, "possync row",
 									 ALLOCSET_DEFAULT_SIZES);
 	return run;
@@ -115,37 +120,30 @@ load(PosRun *run, PosPush *push)
 	}
 }
 
-/* Adds what a batch did to what the push reports. */
-static void
-count(PosPush *push, PosRun *run, PosSteps *steps)
-{
-	ListCell   *lc;
-
-	foreach(lc, run->tree->models)
-	{
-		PosCounts  *counts = &((PosModel *) lfirst(lc))->counts;
-
-		push->counts.read += counts->read;
-		push->counts.matched += counts->matched;
-	}
-	for (int i = 0; i < steps->nsteps; i++)
-		if (steps->steps[i]->kind == POS_STEP_UPDATE)
-			push->counts.updated += steps->steps[i]->affected;
-		else if (steps->steps[i]->kind == POS_STEP_INSERT)
-			push->counts.created += steps->steps[i]->affected;
-	push->received += run->connection->ops->received(run->connection);
-}
-
 /*
- * Carries out one batch of whole transactions.  An error leaves it to be
- * repeated, in whole or in parts.
+ * Prepares a batch of whole transactions while the one before it, if there is
+ * one, is on its way; confirms that, and sends the new one.
  */
 static void
-push_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
+send_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 {
-	PosBatch	batch = {.ntxids = ntxids,.txids = txids};
-	PosRun	   *run = make_run(push);
-	PosSteps	steps = {0};
+	PosFlight  *flight = &push->flights[push->flying == &push->flights[0]];
+	PosBatch   *batch = &flight->batch;
+	PosRun	   *run = make_run(push, flight->context);
+
+	*batch = (PosBatch)
+	{
+		.ntxids = ntxids,.txids = palloc(ntxids * sizeof(Datum))
+	};
+	memcpy(batch->txids, txids, ntxids * sizeof(Datum));
+	flight->run = run;
+	flight->steps = (PosSteps)
+	{
+		0
+	};
+	flight->from = push->searched;
+	flight->counted = false;
+	push->culprit.model = 0;
 
 	pos_transaction_begin();
 	MemoryContextSwitchTo(run->context);
@@ -153,68 +151,93 @@ push_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 	run->match_all = attempt != POS_ATTEMPT_PLAIN;
 	run->in_order = attempt == POS_ATTEMPT_IN_ORDER;
 	load(run, push);
-	batch.id = run->id = pos_history_next_id();
-	pos_outgoing_collect(run, &batch);
-	pos_recognise_batch(run, &batch);
-	pos_batch_open(run, &batch, push->history);
-	pos_steps_batch(run, &batch, &steps);
+	batch->id = run->id = pos_history_next_id();
+	pos_outgoing_collect(run, batch);
+	pos_recognise_batch(run, batch);
+	pos_batch_open(run, batch, push->history);
+	pos_steps_batch(run, batch, &flight->steps);
 	if (push->more || push->lasting)
-		pos_keys_ahead(run, &batch, push->more, &steps);
+		pos_keys_ahead(run, batch, push->more, &flight->steps);
 	pos_translation_close(run);
 	pos_tree_close(run->tree);
+	pos_flight_land(push);
 	pos_fault_point("push bound");
 
 	/* whatever synchronous_commit says: the remote is going to have the keys */
 	ForceSyncCommit();
 	pos_transaction_commit();
+	if (push->flying != NULL)
+		pos_flight_landed(push);
 	pos_fault_point("push prepared");
-
-	pos_transaction_begin();
-	MemoryContextSwitchTo(run->context);
-	push->sent = batch.id;
-	if (steps.nsteps > 0)
-		run->connection->ops->write(run->connection, steps.steps, steps.nsteps,
-									&push->pending);
-	push->sent = 0;
-	pos_keys_take(run, &steps);
-	pos_fault_point("push written");
-	pos_batch_confirm(run, &batch);
-	pos_progress_rows(batch.nentries, push->received);
-	pos_quarantine_arrived(run, ntxids, txids);
-	count(push, run, &steps);
-	pos_transaction_commit_lazily();	/* else it is sent again */
-	pos_fault_point("push confirmed");
+	pos_flight_launch(push, flight);
 }
 
-/* Tries a batch.  Returns the error it failed with, or NULL. */
+/* Waits for the batch on its way, in a transaction that does nothing else. */
+static void
+land(PosPush *push)
+{
+	pos_transaction_begin();
+	pos_flight_land(push);
+	pos_transaction_commit_lazily();	/* else it is sent again */
+	pos_flight_landed(push);
+}
+
+/* A way to get on with a push */
+typedef void (*Step) (PosPush *push, int ntxids, Datum *txids,
+					  PosAttempt attempt);
+
+static void
+send_and_land(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
+{
+	send_batch(push, ntxids, txids, attempt);
+	land(push);
+}
+
+static void
+just_land(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
+{
+	land(push);
+}
+
+/*
+ * Tries a step.  Returns the error it failed with, after its transaction was
+ * rolled back, or NULL.
+ */
 static ErrorData *
-try_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
+try(PosPush *push, Step step, int ntxids, Datum *txids, PosAttempt attempt)
 {
 	ErrorData  *volatile error = NULL;
 
-	push->culprit.model = 0;
-	push->sent = 0;
-	push->pending = true;
 	PG_TRY();
 	{
-		push_batch(push, ntxids, txids, attempt);
+		step(push, ntxids, txids, attempt);
 	}
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(push->errors);
 		error = CopyErrorData();
+		if (ProcDiePending)
+			PG_RE_THROW();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
+		push->confirmed = false;
 	}
 	PG_END_TRY();
-	if (error != NULL && !pos_careful_is_content(error->sqlerrcode))
+	return error;
+}
+
+/* Tries a batch on its own.  Returns the error it failed with, or NULL. */
+static ErrorData *
+try_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
+{
+	ErrorData  *error = try(push, send_and_land, ntxids, txids, attempt);
+
+	if (error == NULL)
+		return NULL;
+	if (!pos_careful_is_content(error->sqlerrcode))
 		ReThrowError(error);
-	if (error != NULL && push->sent != 0 && !push->pending)
-	{
-		pos_transaction_begin();
-		pos_batch_refused(push->sent);
-		pos_transaction_commit();
-	}
+	if (push->flying != NULL)
+		pos_flight_failed(push);
 	return error;
 }
 
@@ -222,7 +245,7 @@ try_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 static void
 hold(PosPush *push, Datum txid, ErrorData *error)
 {
-	PosRun	   *run = make_run(push);
+	PosRun	   *run = make_run(push, push->context);
 
 	pos_transaction_begin();
 	MemoryContextSwitchTo(run->context);
@@ -234,7 +257,8 @@ hold(PosPush *push, Datum txid, ErrorData *error)
 }
 
 /*
- * Pushes some transactions, those at fault into quarantine.  A unique
+ * Pushes some transactions, those at fault into quarantine.  They may have failed
+ * with an error before, at the first attempt.  A unique
  * constraint that is violated by a new row may mean that the row is there
  * already, because somebody else was faster: then it is looked for.
  *
@@ -244,10 +268,10 @@ hold(PosPush *push, Datum txid, ErrorData *error)
  * then.
  */
 static void
-push_some(PosPush *push, int ntxids, Datum *txids)
+push_some(PosPush *push, int ntxids, Datum *txids, ErrorData *error)
 {
-	ErrorData  *error = try_batch(push, ntxids, txids, POS_ATTEMPT_PLAIN);
-
+	if (error == NULL)
+		error = try_batch(push, ntxids, txids, POS_ATTEMPT_PLAIN);
 	CHECK_FOR_INTERRUPTS();
 	if (error != NULL && error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION)
 		error = try_batch(push, ntxids, txids, POS_ATTEMPT_MATCH);
@@ -266,16 +290,84 @@ push_some(PosPush *push, int ntxids, Datum *txids)
 		hold(push, txids[0], error);
 	else
 	{
-		push_some(push, ntxids / 2, txids);
-		push_some(push, ntxids - ntxids / 2, txids + ntxids / 2);
+		push_some(push, ntxids / 2, txids, NULL);
+		push_some(push, ntxids - ntxids / 2, txids + ntxids / 2, NULL);
 	}
+}
+
+/* Goes on with the batch that was on its way and has failed. */
+static void
+push_failed(PosPush *push, ErrorData *error)
+{
+	PosFlight  *flight = push->flying;
+	int			ntxids = flight->batch.ntxids;
+	Datum	   *txids = MemoryContextAlloc(push->errors, ntxids * sizeof(Datum));
+
+	if (!pos_careful_is_content(error->sqlerrcode))
+		ReThrowError(error);
+	memcpy(txids, flight->batch.txids, ntxids * sizeof(Datum));
+	push->from = flight->from;
+	push->culprit.model = 0;
+	pos_flight_failed(push);
+	push_some(push, ntxids, txids, error);
+}
+
+/* Waits for the batch on its way and sees to it if it fails. */
+static void
+land_or_mend(PosPush *push)
+{
+	ErrorData  *error = try(push, just_land, 0, NULL, POS_ATTEMPT_PLAIN);
+
+	if (error != NULL && !push->landing)
+		ReThrowError(error);
+	if (error != NULL)
+		push_failed(push, error);
+}
+
+/*
+ * Pushes the transactions picked: prepares and sends them beside the batch that
+ * is on its way, if there is one.  Should that fail, they are picked again.  If
+ * they fail themselves, they are tried on their own.
+ */
+static void
+push_next(PosPush *push, int ntxids, Datum *txids)
+{
+	bool		beside = push->flying != NULL;
+	ErrorData  *error = try(push, send_batch, ntxids, txids, POS_ATTEMPT_PLAIN);
+
+	if (error == NULL)
+		return;
+	pos_keys_lost();
+	if (push->landing)
+		push_failed(push, error);
+	else if (error->sqlerrcode == ERRCODE_QUERY_CANCELED ||
+			 (!beside && !pos_careful_is_content(error->sqlerrcode)))
+		ReThrowError(error);
+	else
+	{
+		if (beside)
+		{
+			land_or_mend(push);
+			error = NULL;
+		}
+		push_some(push, ntxids, txids, error);
+	}
+}
+
+/* Searches the queue for the next transactions, from push->from on. */
+static int
+search(PosPush *push, PosRun *run, Datum **txids)
+{
+	push->searched = push->from;
+	return pos_batch_pick(run, push->flying ? &push->flying->batch : NULL,
+						  batch_entries, BATCH_BYTES, &push->from, txids);
 }
 
 /* Picks the next transactions; they live in context. */
 static int
 pick(PosPush *push, MemoryContext context, Datum **txids)
 {
-	PosRun	   *run = make_run(push);
+	PosRun	   *run = make_run(push, push->context);
 	Datum	   *picked;
 	int			n;
 
@@ -283,12 +375,11 @@ pick(PosPush *push, MemoryContext context, Datum **txids)
 	MemoryContextSwitchTo(run->context);
 	run->tree = pos_tree_load(push->root, true);
 	pos_batch_horizon(&push->horizon);
-	n = pos_batch_pick(run, BATCH_ENTRIES, BATCH_BYTES, &push->from, &picked);
-	if (n == 0 && push->from > 0)
+	n = search(push, run, &picked);
+	if (n == 0 && push->from > 0 && push->flying == NULL)
 	{
 		push->from = 0;
-		n = pos_batch_pick(run, BATCH_ENTRIES, BATCH_BYTES, &push->from,
-						   &picked);
+		n = search(push, run, &picked);
 	}
 	push->from = Min(push->from, push->horizon.complete + 1);
 	push->more = run->full;
@@ -303,7 +394,7 @@ pick(PosPush *push, MemoryContext context, Datum **txids)
 static bool
 release_due(PosPush *push)
 {
-	PosRun	   *run = make_run(push);
+	PosRun	   *run = make_run(push, push->context);
 	bool		due;
 
 	pos_transaction_begin();
@@ -349,13 +440,30 @@ push_all(PosPush *push)
 	int			n;
 
 	expect_entries(push);
-	while ((n = pick(push, batch, &txids)) > 0)
+	for (;;)
 	{
-		push_some(push, n, txids);
+		/* the last one has none beside it */
+		if (push->flying != NULL && !push->more)
+			land_or_mend(push);
+		n = pick(push, batch, &txids);
+		if (n > 0)
+			push_next(push, n, txids);
+		else if (push->flying != NULL)
+			land_or_mend(push);
+		else
+			break;
 		MemoryContextReset(batch);
 		MemoryContextReset(push->errors);
 	}
 	MemoryContextDelete(batch);
+}
+
+/* Makes a memory context that is reset by every user of it. */
+static MemoryContext
+make_context(PosPush *push)
+{
+	return AllocSetContextCreate(push->memory, "possync push",
+								 ALLOCSET_DEFAULT_SIZES);
 }
 
 /*
@@ -365,14 +473,34 @@ push_all(PosPush *push)
 void
 pos_push_run(PosPush *push)
 {
-	push->context = AllocSetContextCreate(push->memory, "possync push",
-										  ALLOCSET_DEFAULT_SIZES);
-	push->errors = AllocSetContextCreate(push->memory, "possync push errors",
-										 ALLOCSET_DEFAULT_SIZES);
-	push_all(push);
-	if (release_due(push))
+	push->context = make_context(push);
+	push->errors = make_context(push);
+	for (int i = 0; i < lengthof(push->flights); i++)
+		push->flights[i].context = make_context(push);
+	PG_TRY();
 	{
-		push->from = 0;
 		push_all(push);
+		if (release_due(push))
+		{
+			push->from = 0;
+			push_all(push);
+		}
 	}
+	PG_CATCH();
+	{
+		pos_flight_abandon(push);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}
+
+/* Defines the setting; called when the module is loaded. */
+void
+pos_push_init(void)
+{
+	DefineCustomIntVariable("possync.batch_entries",
+							"How many queued changes are pushed together, about; for tests.",
+							NULL, &batch_entries, 20000, 1, 1000000, PGC_SUSET,
+							GUC_NOT_IN_SAMPLE | GUC_NO_SHOW_ALL,
+							NULL, NULL, NULL);
 }

@@ -88,6 +88,18 @@ typedef struct PosSteps
 	bool		open;
 } PosSteps;
 
+/* A batch from its preparation until the remote's answer is confirmed */
+typedef struct PosFlight
+{
+	MemoryContext context;		/* of everything here */
+	PosRun	   *run;
+	PosBatch	batch;
+	PosSteps	steps;
+	int64		from;			/* where the search for it began */
+	bool		arrived;		/* the remote has done it */
+	bool		counted;
+} PosFlight;
+
 /* Ways to send a batch, tried one after the other */
 typedef enum PosAttempt
 {
@@ -114,6 +126,7 @@ extern void pos_keys_need(PosRun *run, PosModel *model, int n, PosSteps *steps);
 extern void pos_keys_ahead(PosRun *run, PosBatch *batch, bool more,
 						   PosSteps *steps);
 extern void pos_keys_take(PosRun *run, PosSteps *steps);
+extern void pos_keys_lost(void);
 extern char **pos_keys_next(PosRun *run, PosModel *model);
 
 /* in recognise.c */
@@ -126,8 +139,8 @@ extern Datum pos_outgoing_parent(PosReference *reference, Datum *values,
 extern void pos_outgoing_free(PosRun *run);
 
 /* in batch.c */
-extern int	pos_batch_pick(PosRun *run, int entries, int64 bytes, int64 *from,
-						   Datum **txids);
+extern int	pos_batch_pick(PosRun *run, PosBatch *flying, int entries,
+						   int64 bytes, int64 *from, Datum **txids);
 extern void pos_batch_horizon(PosHorizon *horizon);
 extern void pos_batch_load_open(PosRun *run);
 extern void pos_batch_open(PosRun *run, PosBatch *batch, int32 history);
@@ -143,17 +156,31 @@ typedef struct PosPush
 	char	   *server;
 	int32		history;		/* its row there */
 	int64		from;			/* where to look for the next, see batch.c */
+	int64		searched;		/* from where those picked last were found */
 	PosHorizon	horizon;
 	bool		lasting;		/* others will follow in this process */
 	bool		more;			/* batches of this kind follow */
 	PosCounts	counts;			/* of what has arrived */
 	uint64		received;
-	MemoryContext context;		/* of the batch at hand */
+	MemoryContext context;		/* of a transaction that sends nothing */
 	MemoryContext errors;
 	PosCulprit	culprit;		/* of the last batch that failed */
-	int32		sent;			/* the batch on its way, or 0 */
+	PosFlight	flights[2];		/* one flies, one is prepared */
+	PosFlight  *flying;			/* or NULL */
 	bool		pending;		/* it may have arrived */
+	bool		landing;		/* an error is its, see flight.c */
+	bool		confirmed;		/* by the transaction at hand */
+	uint32		pumped;			/* rows */
 } PosPush;
+
+/* in flight.c */
+extern void pos_flight_launch(PosPush *push, PosFlight *flight);
+extern void pos_flight_pump(PosPush *push);
+extern void pos_flight_land(PosPush *push);
+extern void pos_flight_landed(PosPush *push);
+extern void pos_flight_ask(PosRun *run, PosSteps *steps);
+extern void pos_flight_failed(PosPush *push);
+extern void pos_flight_abandon(PosPush *push);
 
 /* in quarantine.c */
 extern void pos_quarantine_hold(PosRun *run, Datum txid, ErrorData *error,
@@ -163,5 +190,6 @@ extern void pos_quarantine_arrived(PosRun *run, int ntxids, Datum *txids);
 
 /* in push.c */
 extern void pos_push_run(PosPush *push);
+extern void pos_push_init(void);
 
 #endif							/* POSSYNC_PUSH_H */

@@ -30,6 +30,7 @@ mark_rows(PosRun *run, PosModel *model, Decide decide, void *arg)
 	{
 		MemoryContext old;
 
+		pos_flight_pump(run->whole);
 		MemoryContextReset(run->row);
 		old = MemoryContextSwitchTo(run->row);
 		values[POS_STAGE_OLD] =
@@ -211,7 +212,6 @@ match(PosRun *run, PosModel *model)
 	PosSteps	steps = {0};
 	PosStep    *step = pos_steps_add(&steps, model, POS_STEP_MATCH);
 	Found		found = {.step = step};
-	bool		pending;		/* nothing is changed there */
 	Datum	   *values;
 	bool	   *nulls;
 
@@ -235,8 +235,7 @@ match(PosRun *run, PosModel *model)
 	pos_steps_close(&steps);
 	if (step->nrows == 0)
 		return;
-	run->connection->ops->write(run->connection, steps.steps, steps.nsteps,
-								&pending);
+	pos_flight_ask(run, &steps);
 	mark_rows(run, model, link_found, &found);
 }
 
@@ -285,16 +284,13 @@ void
 pos_recognise_batch(PosRun *run, PosBatch *batch)
 {
 	PosSteps	steps = {0};
-	bool		pending;		/* keys that were made and not told are lost */
 	ListCell   *lc;
 
 	foreach(lc, batch->models)
 		match(run, lfirst(lc));
 	foreach(lc, batch->models)
 		pos_keys_need(run, lfirst(lc), count_unknown(lfirst(lc)), &steps);
-	if (steps.nsteps > 0)
-		run->connection->ops->write(run->connection, steps.steps, steps.nsteps,
-									&pending);
+	pos_flight_ask(run, &steps);
 	pos_keys_take(run, &steps);
 	foreach(lc, batch->models)
 		mark_rows(run, lfirst(lc), assign_key, NULL);

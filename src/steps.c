@@ -286,6 +286,7 @@ add_rows(PosRun *run, PosModel *model, PosStepKind kind, int among,
 	{
 		int			flags = DatumGetInt64(values[POS_STAGE_OLD]);
 
+		pos_flight_pump(run->whole);
 		if ((flags & among) == among && needs_step(model, kind, flags))
 			add_row(run, model, kind, values, nulls, steps);
 	}

@@ -33,6 +33,7 @@ for my $till (@tills)
 	sales_till($till->{node}, $till->{proxy}->port, first_key => 1 + 7000 * $till->{number});
 	$till->{node}->safe_psql('postgres', <<'EOC');
 ALTER SERVER hq OPTIONS (connect_timeout '2', statement_timeout '5s');
+ALTER DATABASE postgres SET possync.batch_entries = 20;
 CREATE SEQUENCE sale_number;
 CREATE TABLE shift (closed boolean NOT NULL);
 INSERT INTO shift VALUES (false);
