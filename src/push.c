@@ -500,7 +500,7 @@ pos_push_init(void)
 {
 	DefineCustomIntVariable("possync.batch_entries",
 							"How many queued changes are pushed together, about; for tests.",
-							NULL, &batch_entries, 20000, 1, 1000000, PGC_SUSET,
+							NULL, &batch_entries, 5000, 1, 1000000, PGC_SUSET,
 							GUC_NOT_IN_SAMPLE | GUC_NO_SHOW_ALL,
 							NULL, NULL, NULL);
 }
