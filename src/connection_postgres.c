@@ -343,8 +343,6 @@ try_begin(PosPgSession *session, PosTable **tables, int ntables, bool kept)
 			pos_pg_end_pipeline(session);
 			return ATTEMPT_STALE;
 		}
-		if (PQresultStatus(session->result) != PGRES_TUPLES_OK)
-			pos_pg_error(session);
 		receive_probe(session, tables, ntables);
 		if (pos_pg_result(session) != NULL)
 			pos_pg_error(session);
@@ -436,12 +434,10 @@ receive_clock(PosPgSession *session)
 	PGresult   *res = session->result;
 	TimestampTz started;
 
-	if (PQresultStatus(res) != PGRES_TUPLES_OK || PQntuples(res) != 1)
-		pos_pg_error(session);
-
-	pos_pg_set_clock(session, pos_pg_time(PQgetvalue(res, 0, 0)));
-	session->complete = pos_pg_time(PQgetvalue(res, 0, 1));
-	started = pos_pg_time(PQgetvalue(res, 0, 2));
+	pos_pg_expect_row(session, 4);
+	pos_pg_set_clock(session, pos_pg_time(session, 0));
+	session->complete = pos_pg_time(session, 1);
+	started = pos_pg_time(session, 2);
 	if (session->source == NULL)
 	{
 		session->started = started;
@@ -466,6 +462,10 @@ receive_probe(PosPgSession *session, PosTable **tables, int ntables)
 {
 	int			column = 0;
 
+	for (int i = 0; i < ntables; i++)
+		column += pos_pg_query_probed(session, tables[i]);
+	pos_pg_expect_row(session, column);
+	column = 0;
 	for (int i = 0; i < ntables; i++)
 	{
 		if (pos_pg_query_probed(session, tables[i]))

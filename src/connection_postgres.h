@@ -184,7 +184,8 @@ extern bool pos_pg_lost(PosPgSession *session);
 extern int	pos_pg_row(PosPgSession *session);
 extern void pos_pg_expect(PosPgSession *session, ExecStatusType status);
 extern void pos_pg_end_pipeline(PosPgSession *session);
-extern TimestampTz pos_pg_time(const char *value);
+extern void pos_pg_expect_row(PosPgSession *session, int ncolumns);
+extern TimestampTz pos_pg_time(PosPgSession *session, int column);
 extern void pos_pg_set_clock(PosPgSession *session, TimestampTz now);
 pos_noreturn extern void pos_pg_error(PosPgSession *session);
 

@@ -34,7 +34,8 @@ enum
 	D_DEFAULT,
 	D_UNIQUE,
 	D_ROWS,
-	D_VERSIONS
+	D_VERSIONS,
+	D_COLUMNS
 };
 
 static const char *const describe_sql =
@@ -114,6 +115,8 @@ pos_pg_describe_result(PosPgSession *session, PosTable **tables, int ntables)
 	PGresult   *res = session->result;
 	int			row = 0;
 
+	if (PQnfields(res) != D_COLUMNS)
+		pos_pg_error(session);
 	for (int i = 0; i < ntables; i++)
 	{
 		int			first = row;

@@ -103,23 +103,16 @@ send_poll(PosPgSession *session, const char *name, const char *sql,
 	return true;
 }
 
-static TimestampTz
-get_time(PGresult *res, int column)
-{
-	return pos_pg_time(PQgetvalue(res, 0, column));
-}
-
 /* Takes an answer.  The clock counts only if nothing has changed. */
 static PosPgPoll
 take_answer(PosPgSession *session, int ntables)
 {
 	PGresult   *res = session->result;
 
-	if (PQntuples(res) != 1 || PQnfields(res) != P_TABLES + ntables)
-		pos_pg_error(session);
+	pos_pg_expect_row(session, P_TABLES + ntables);
 
 	/* behind a pooler the remote may be another one by now */
-	if (get_time(res, P_STARTED) != session->started)
+	if (pos_pg_time(session, P_STARTED) != session->started)
 		return POS_PG_POLL_LOST;
 	for (int i = 0; i < ntables; i++)
 		if (!PQgetisnull(res, 0, P_TABLES + i) &&
@@ -127,8 +120,8 @@ take_answer(PosPgSession *session, int ntables)
 			return POS_PG_POLL_CHANGED;
 	if (PQgetisnull(res, 0, P_COMPLETE))
 		return POS_PG_POLL_CHANGED;
-	pos_pg_set_clock(session, get_time(res, P_NOW));
-	session->complete = get_time(res, P_COMPLETE);
+	pos_pg_set_clock(session, pos_pg_time(session, P_NOW));
+	session->complete = pos_pg_time(session, P_COMPLETE);
 	return POS_PG_POLL_UNCHANGED;
 }
 

@@ -153,8 +153,8 @@ append_since(StringInfo sql, const char *xid)
 
 	appendStringInfo(sql, "age(xmin) <= (SELECT CASE WHEN"
 					 " pg_snapshot_xmin(pg_current_snapshot())::text::int8"
-					 " - %s BETWEEN 0 AND " COMPARABLE " THEN age('%u'::xid)"
-					 " ELSE 2147483647 END)", xid, (uint32) n);
+					 " - " UINT64_FORMAT " BETWEEN 0 AND " COMPARABLE
+					 " THEN age('%u'::xid) ELSE 2147483647 END)", n, (uint32) n);
 }
 
 /*
@@ -325,10 +325,16 @@ void
 pos_pg_positions_receive(PosPgSession *session, PosTable **tables, int ntables)
 {
 	PGresult   *res = session->result;
-	char	   *xmin = PQgetvalue(res, 0, 0);
-	char	   *xmax = PQgetvalue(res, 0, 1);
+	char	   *xmin;
+	char	   *xmax;
 	int			column = 2;
 
+	for (int i = 0; i < ntables; i++)
+		column += tables[i]->nchange == 0 ? 0 : 2;
+	pos_pg_expect_row(session, column);
+	xmin = PQgetvalue(res, 0, 0);
+	xmax = PQgetvalue(res, 0, 1);
+	column = 2;
 	for (int i = 0; i < ntables; i++)
 	{
 		PosTable   *table = tables[i];

@@ -247,14 +247,31 @@ pos_pg_end_pipeline(PosPgSession *session)
 }
 
 /*
- * A timestamp with time zone in binary form: microseconds since 2000, as here.
+ * Errors unless the session's result is one row of so many columns: what is on
+ * the other side need not be what it says it is.
+ */
+void
+pos_pg_expect_row(PosPgSession *session, int ncolumns)
+{
+	PGresult   *res = session->result;
+
+	if (PQresultStatus(res) != PGRES_TUPLES_OK || PQntuples(res) != 1 ||
+		PQnfields(res) != ncolumns)
+		pos_pg_error(session);
+}
+
+/*
+ * Returns a column of a result of one row: a timestamp with time zone in binary
+ * form, microseconds since 2000, as here.
  */
 TimestampTz
-pos_pg_time(const char *value)
+pos_pg_time(PosPgSession *session, int column)
 {
 	uint64		n;
 
-	memcpy(&n, value, sizeof(n));
+	if (PQgetlength(session->result, 0, column) != sizeof(n))
+		pos_pg_error(session);
+	memcpy(&n, PQgetvalue(session->result, 0, column), sizeof(n));
 
 	return (TimestampTz) pg_ntoh64(n);
 }

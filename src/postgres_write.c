@@ -339,6 +339,8 @@ take_answers(PosPgSession *session, PosStep *step)
 	int			first = step->kind == POS_STEP_MATCH ? 1 : 0;
 	int			ncolumns = PQnfields(res) - first;
 
+	if (ncolumns != (first == 1 ? step->table->nkey : step->ncolumns))
+		fail(session);
 	step->nanswers = PQntuples(res);
 	step->row = palloc(Max(step->nanswers, 1) * sizeof(int));
 	step->answers = palloc(Max(step->nanswers * ncolumns, 1) * sizeof(char *));
