@@ -214,19 +214,42 @@ record_rate()
 	done
 }
 
-# backlog: a queue filled for long is emptied while two go on selling
+# record_selling VARIANT: how long a sale takes those who sell as fast as they can,
+# and two who make 25 sales a second each
+record_selling()
+{
+	local latency
+
+	start_clock
+	sell_by_pgbench -c 2 -T 10
+	stop_clock
+	record selling 0 "$1" 1 0 "$sold"
+
+	start_clock
+	sell_by_pgbench -c 2 -T 10 -R 50
+	stop_clock
+	latency=$(sed -n 's/^latency average = \([0-9.]*\) ms.*/\1/p' "$work/output")
+	clock_wall=$(awk -v ms="$latency" 'BEGIN { printf "%d", ms * 1e3 }')
+	record paced 0 "$1" 1 0 1
+}
+
+# backlog: a queue filled for long is emptied while two go on selling.  Worker and
+# master take a processor each meanwhile; so do, for comparison, two loops that do
+# nothing else.
 backlog()
 {
-	local pid watcher seller worker='' peak sold seconds=10
+	local pid watcher worker='' peak sold busy
 
 	wants possync || return 0
 	use_sales possync $((backlog_rows / 6))
 	use_run 0
 	checkpoint
-	start_clock
-	sell_by_pgbench -c 2 -T $seconds
-	stop_clock
-	record selling 0 alone 1 0 "$sold"
+	record_selling alone
+	while :; do :; done &
+	busy=$!
+	while :; do :; done &
+	record_selling busy
+	kill $busy $!
 
 	use_run 0
 	checkpoint
@@ -253,10 +276,8 @@ backlog()
 	checkpoint
 	push_possync run >"$work/pushed" 2>&1 &
 	pid=$!
-	start_clock
-	sell_by_pgbench -c 2 -T $seconds
-	stop_clock
-	record selling 0 pushing 1 0 "$sold"
+	record_selling pushing
+	kill -0 $pid || die "the push was over too soon"
 	wait $pid || { cat "$work/pushed" >&2; die "the push failed"; }
 	push_possync run
 	check_sales possync
