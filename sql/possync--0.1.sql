@@ -161,13 +161,13 @@ CREATE TABLE @extschema@.synchronize_counter (
 COMMENT ON TABLE @extschema@.synchronize_counter IS 'what rows trimmed from synchronize_history add up to; the view possync_counters adds the others';
 COMMENT ON COLUMN @extschema@.synchronize_counter.since IS 'runs that began before are not counted';
 
--- Jobs, and what they came to.
 -- Which database of which server this is.  A copy is another one.
 CREATE FUNCTION @extschema@._possync_home() RETURNS text LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT c.system_identifier || '/' || d.oid FROM pg_control_system() c, pg_database d WHERE d.datname = current_database() $$;
 COMMENT ON FUNCTION @extschema@._possync_home() IS 'internal: identity of this database';
 
+-- Jobs, and what they came to.
 CREATE TABLE @extschema@.synchronize_schedule (
 	model smallint NOT NULL,
 	direction text NOT NULL CHECK (direction IN ('pull', 'push')),
@@ -255,12 +255,14 @@ COMMENT ON COLUMN @extschema@.synchronize_queue.image IS 'the row, old one of a 
 CREATE TABLE @extschema@.synchronize_batch (
 	id integer PRIMARY KEY,
 	run integer NOT NULL,
-	server name NOT NULL
+	server name NOT NULL,
+	given_up boolean NOT NULL DEFAULT false
 );
 
 COMMENT ON TABLE @extschema@.synchronize_batch IS 'batches of a push that were begun and not confirmed; their translations are pending';
 COMMENT ON COLUMN @extschema@.synchronize_batch.id IS 'the run of their translations';
 COMMENT ON COLUMN @extschema@.synchronize_batch.run IS 'the push in synchronize_history';
+COMMENT ON COLUMN @extschema@.synchronize_batch.given_up IS 'only rows of discarded transactions are left: nobody knows whether they arrived, and each is sent again if another one refers to it';
 
 -- Queued transactions that wait for a person, or for one that does.
 CREATE TABLE @extschema@.synchronize_held (

@@ -106,14 +106,14 @@ pos_batch_pick(PosRun *run, PosBatch *flying, int entries, int64 bytes,
 	return picked;
 }
 
+/* Returns a column of the row that a statement has just returned. */
 static int64
-get_int64(void)
+get_int64(int column)
 {
 	bool		isnull;
-	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
-									  1, &isnull);
 
-	return isnull ? 0 : DatumGetInt64(value);
+	return DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+									   SPI_tuptable->tupdesc, column, &isnull));
 }
 
 /*
@@ -121,20 +121,29 @@ get_int64(void)
  * PostgreSQL's number before it takes ours: so who has taken one when the sequence
  * is read has the former below that of any who begin afterwards, and all of ours
  * up to there are seen when the last of those has ended.
+ *
+ * The one that waits for this push to end is not waited for.  It may have taken a
+ * number, but what it has queued is seen by the next push only, and nobody else
+ * can depend on it until then.
  */
 void
-pos_batch_horizon(PosHorizon *horizon)
+pos_batch_horizon(PosPush *push)
 {
+	PosHorizon *horizon = &push->horizon;
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {Int64GetDatum(push->caller)};
 	int64		last;
-	int64		oldest;
-	int64		next;
+	uint64		oldest;
 
 	pos_store_execute("SELECT last_value FROM @.synchronize_queue_txid_seq",
 					  0, NULL, NULL, NULL);
-	last = get_int64();
-	pos_store_execute("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::int8",
-					  0, NULL, NULL, NULL);
-	oldest = get_int64();
+	last = get_int64(1);
+	pos_store_execute("SELECT coalesce((SELECT min(x::text::int8)"
+					  " FROM pg_snapshot_xip(s) x WHERE x::text::int8 <> $1), next),"
+					  " next FROM pg_current_snapshot() s,"
+					  " LATERAL (SELECT pg_snapshot_xmax(s)::text::int8) n(next)",
+					  1, types, values, NULL);
+	oldest = get_int64(1);
 	if (horizon->after != 0 && oldest >= horizon->after)
 	{
 		horizon->complete = horizon->next;
@@ -142,11 +151,8 @@ pos_batch_horizon(PosHorizon *horizon)
 	}
 	if (horizon->after != 0)
 		return;
-	pos_store_execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8",
-					  0, NULL, NULL, NULL);
-	next = get_int64();
 	horizon->next = last;
-	horizon->after = next;
+	horizon->after = get_int64(2);
 }
 
 /*
@@ -180,7 +186,7 @@ pos_batch_load_open(PosRun *run)
 
 /* Remembers which rows of a model got their keys in batches still open. */
 static void
-remember_unsure(PosModel *model, PosBatch *batch)
+remember_unsure(PosPush *push, PosModel *model, PosBatch *batch)
 {
 	bool		is_int = model->local_int;
 	PosUnsure  *unsure;
@@ -196,6 +202,7 @@ remember_unsure(PosModel *model, PosBatch *batch)
 				PointerGetDatum(PG_DETOAST_DATUM_COPY(values[POS_STAGE_LOCAL]));
 	if (n == 0)
 		return;
+	push->sent_again = true;
 	unsure = palloc(sizeof(PosUnsure));
 	unsure->model = model;
 	unsure->keys =
@@ -246,7 +253,7 @@ pos_batch_open(PosRun *run, PosBatch *batch, int32 history)
 	pos_store_execute("INSERT INTO @.synchronize_batch (id, run, server)"
 					  " VALUES ($1, $2, $3)", 3, types, values, NULL);
 	foreach(lc, batch->models)
-		remember_unsure(lfirst(lc), batch);
+		remember_unsure(run->whole, lfirst(lc), batch);
 }
 
 /* The batch has arrived: its entries leave the queue, and it is closed. */

@@ -374,7 +374,7 @@ pick(PosPush *push, MemoryContext context, Datum **txids)
 	pos_transaction_begin();
 	MemoryContextSwitchTo(run->context);
 	run->tree = pos_tree_load(push->root, true);
-	pos_batch_horizon(&push->horizon);
+	pos_batch_horizon(push);
 	n = search(push, run, &picked);
 	if (n == 0 && push->from > 0 && push->flying == NULL)
 	{

@@ -141,7 +141,6 @@ extern void pos_outgoing_free(PosRun *run);
 /* in batch.c */
 extern int	pos_batch_pick(PosRun *run, PosBatch *flying, int entries,
 						   int64 bytes, int64 *from, Datum **txids);
-extern void pos_batch_horizon(PosHorizon *horizon);
 extern void pos_batch_load_open(PosRun *run);
 extern void pos_batch_open(PosRun *run, PosBatch *batch, int32 history);
 extern void pos_batch_confirm(PosRun *run, PosBatch *batch);
@@ -155,11 +154,13 @@ typedef struct PosPush
 	char	   *root;
 	char	   *server;
 	int32		history;		/* its row there */
+	uint64		caller;			/* transaction that waits for its end, or 0 */
 	int64		from;			/* where to look for the next, see batch.c */
 	int64		searched;		/* from where those picked last were found */
 	PosHorizon	horizon;
 	bool		lasting;		/* others will follow in this process */
 	bool		more;			/* batches of this kind follow */
+	bool		sent_again;		/* rows of batches that were left open */
 	PosCounts	counts;			/* of what has arrived */
 	uint64		received;
 	MemoryContext context;		/* of a transaction that sends nothing */
@@ -172,6 +173,9 @@ typedef struct PosPush
 	bool		confirmed;		/* by the transaction at hand */
 	uint32		pumped;			/* rows */
 } PosPush;
+
+/* in batch.c */
+extern void pos_batch_horizon(PosPush *push);
 
 /* in flight.c */
 extern void pos_flight_launch(PosPush *push, PosFlight *flight);

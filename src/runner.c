@@ -328,7 +328,7 @@ push(Job *job)
 		pos_transaction_begin();
 		outcome.run = pos_history_next_id();
 		pos_transaction_commit();
-		error = pos_worker_run(job->model, outcome.run, true);
+		error = pos_worker_run(job->model, outcome.run, 0, true);
 		if (error != NULL)
 		{
 			outcome.sqlerrcode = error->sqlerrcode;

@@ -43,6 +43,7 @@ typedef struct Order
 	Oid			database;
 	Oid			role;
 	Oid			function;		/* one of the extension's, to find its schema */
+	uint64		caller;			/* its transaction, if that has a number */
 	int32		history;
 	int16		model;
 } Order;
@@ -62,6 +63,7 @@ pos_worker_push(Oid function, int16 model, int32 history)
 		.database = MyDatabaseId,
 		.role = GetUserId(),
 		.function = function,
+		.caller = U64FromFullTransactionId(GetTopFullTransactionIdIfAny()),
 		.history = history,
 		.model = model,
 	};
@@ -179,31 +181,37 @@ start(PosPush *push)
 }
 
 /*
- * Closes the batches that were left open and of which nothing is to be sent any
- * more.  Once nothing waits that is older than this push, keys that still
- * belong to them were meant for rows that somebody gave up: no row has them.
+ * Closes the batches of which no key is unsure any more.  Once nothing waits that
+ * is older than this push, what is left are rows that nobody sends by themselves,
+ * as their transaction was discarded: they may be at the remote or not.  Who refers
+ * to one sends it along under its key, so its batch stays open, and is looked at
+ * again when such a row was sent.
  */
 static void
-close_batches(const char *server, int32 history)
+close_batches(PosPush *push)
 {
 	Oid			types[] = {TEXTOID, INT4OID};
-	Datum		values[] = {CStringGetTextDatum(server), Int32GetDatum(history)};
+	Datum		values[] = {
+		CStringGetTextDatum(push->server), Int32GetDatum(push->history)
+	};
 
-	if (pos_store_execute("SELECT 1 FROM @.synchronize_batch WHERE server = $1"
-						  " LIMIT 1", 1, types, values, NULL) == 0)
+	if (pos_store_execute(push->sent_again ?
+						  "SELECT 1 FROM @.synchronize_batch WHERE server = $1"
+						  " LIMIT 1" :
+						  "SELECT 1 FROM @.synchronize_batch WHERE server = $1"
+						  " AND NOT given_up LIMIT 1", 1, types, values, NULL) == 0)
 		return;
-	pos_store_execute("DELETE FROM @.synchronize_translation t"
-					  " USING @.synchronize_batch b"
-					  " WHERE t.run = b.id AND t.decision = 'c' AND b.server = $1"
+	pos_store_execute("DELETE FROM @.synchronize_batch b WHERE server = $1"
+					  " AND NOT EXISTS (SELECT 1 FROM @.synchronize_translation t"
+					  " WHERE t.run = b.id AND t.decision = 'c')",
+					  1, types, values, NULL);
+	pos_store_execute("UPDATE @.synchronize_batch SET given_up = true"
+					  " WHERE server = $1 AND NOT given_up"
 					  " AND NOT EXISTS (SELECT 1 FROM @.synchronize_held)"
 					  " AND NOT EXISTS (SELECT 1 FROM @.synchronize_queue q"
 					  " JOIN @.synchronize_history h ON h.id = $2"
 					  " WHERE q.queued_at < h.started_at)",
 					  2, types, values, NULL);
-	pos_store_execute("DELETE FROM @.synchronize_batch b WHERE server = $1"
-					  " AND NOT EXISTS (SELECT 1 FROM @.synchronize_translation t"
-					  " WHERE t.run = b.id AND t.decision = 'c')",
-					  1, types, values, NULL);
 }
 
 /* Notes in history how the push ended, and closes batches that arrived. */
@@ -250,7 +258,7 @@ finish(PosPush *push, ErrorData *error)
 					  " error_context = $13 WHERE id = $1",
 					  13, types, values, nulls);
 	if (error == NULL)
-		close_batches(push->server, push->history);
+		close_batches(push);
 	pos_transaction_commit();
 }
 
@@ -283,12 +291,13 @@ run(PosPush *push, MemoryContext context)
 }
 
 /*
- * Carries out a push under a number reserved in history.  Must be called outside
- * of a transaction.  lasting says that this process will push more.  Returns the error it failed with, in the current memory
- * context, or NULL; a process that is told to end raises it.
+ * Carries out a push under a number reserved in history, for a transaction (or 0)
+ * that waits for its end.  Must be called outside of a transaction.  lasting says
+ * that this process will push more.  Returns the error it failed with, in the
+ * current memory context, or NULL; a process that is told to end raises it.
  */
 ErrorData *
-pos_worker_run(int16 model, int32 history, bool lasting)
+pos_worker_run(int16 model, int32 history, uint64 caller, bool lasting)
 {
 	MemoryContext context = CurrentMemoryContext;
 	MemoryContext memory = AllocSetContextCreate(context,
@@ -300,6 +309,7 @@ pos_worker_run(int16 model, int32 history, bool lasting)
 
 	push->memory = memory;
 	push->history = history;
+	push->caller = caller;
 	push->lasting = lasting;
 	take_turn(push, model, &turn);
 	PG_TRY();
@@ -336,6 +346,6 @@ possync_worker_main(Datum argument)
 	pos_store_init(order.function);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(TopMemoryContext);
-	(void) pos_worker_run(order.model, order.history, false);
+	(void) pos_worker_run(order.model, order.history, order.caller, false);
 	proc_exit(0);
 }

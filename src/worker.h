@@ -8,6 +8,7 @@
 /* in worker.c */
 extern void pos_worker_push(Oid function, int16 model, int32 history);
 extern void pos_worker_pin_settings(void);
-extern ErrorData *pos_worker_run(int16 model, int32 history, bool lasting);
+extern ErrorData *pos_worker_run(int16 model, int32 history,
+								 uint64 caller, bool lasting);
 
 #endif							/* POSSYNC_WORKER_H */

@@ -157,4 +157,24 @@ is(push_sales($till), 'ok', 'a model that is ignored');
 is(on_master('SELECT count(*) FROM payment p JOIN sale s ON s.id = p.sale WHERE s.number = $$no payments$$'), '0', 'is not sent');
 is(on_till('SELECT count(*) FROM synchronize_queue'), '0', 'nor kept');
 
+# The answer is lost, the transaction is refused when it is sent again, and discarded:
+# what it had made may be there
+on_till('SELECT possync_set_model($$customer$$, on_unknown => $$create$$)');
+on_till("SELECT sell('lost', 'given up', 1)");
+on_till("ALTER DATABASE postgres SET possync.fault = 'exit: push written'");
+push_sales($till);
+on_till('ALTER DATABASE postgres RESET possync.fault');
+on_master('ALTER TABLE sale ADD CONSTRAINT never CHECK (number <> $$lost$$) NOT VALID');
+is(push_sales($till), 'ok', 'a sale that arrived unknown to us, and is refused');
+on_till('SELECT possync_discard(id, $$never mind$$) FROM possync_quarantine WHERE message LIKE $$%never%$$');
+on_master('ALTER TABLE sale DROP CONSTRAINT never');
+push_sales($till) for 1, 2;
+is(on_till('SELECT string_agg(given_up::text, $$,$$) FROM synchronize_batch'), 'true', 'once it is discarded, its keys stay unsure');
+on_till("SELECT sell('later', 'given up', 1)");
+is(push_sales($till), 'ok', 'who refers to a row of it');
+is(on_master('SELECT count(*) FROM customer WHERE code = $$given up$$'), '1', 'does not make that a second time');
+on_till('DELETE FROM sale WHERE number = $$lost$$');
+is(push_sales($till), 'ok', 'the sale itself is deleted');
+is(there() =~ /lost/ || on_till('SELECT count(*) FROM synchronize_batch'), '0', 'there, too, and no key is unsure any more');
+
 done_testing();
