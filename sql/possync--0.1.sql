@@ -247,7 +247,7 @@ COMMENT ON TABLE @extschema@.synchronize_queue IS 'committed changes waiting to 
 COMMENT ON COLUMN @extschema@.synchronize_queue.txid IS 'number of the transaction that made the change, in the order of pushing; not PostgreSQL''s';
 COMMENT ON COLUMN @extschema@.synchronize_queue.id IS 'number of the change within the transaction';
 COMMENT ON COLUMN @extschema@.synchronize_queue.operation IS 'i insert, u update, d delete';
-COMMENT ON COLUMN @extschema@.synchronize_queue.before IS 'the row before an update';
+COMMENT ON COLUMN @extschema@.synchronize_queue.before IS 'the row before an update, or as the remote has it since that was decided upon; JSON null if it does not matter';
 COMMENT ON COLUMN @extschema@.synchronize_queue.image IS 'the row, old one of a delete: columns by name, values in text form';
 
 -- Batches on their way: keys that were reserved for their rows are not sure to

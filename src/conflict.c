@@ -12,6 +12,12 @@
  *		remote_wins		the row is overwritten; what was queued for it is dropped
  *		newest			the greater value of the change columns wins
  *		ask				the row stays, its push waits; both stand in quarantine
+ *
+ * A push looks whether the remote row still is what was synchronized last, unless
+ * local_wins; if it is not, the transaction waits for the pull that decides here.
+ *
+ * The change columns tell when a row was changed, not whether: a trigger of the
+ * remote's sets them for what we send, too.
  */
 #include "possync.h"
 
@@ -28,7 +34,7 @@
 /*
  * Loads the queued changes of a model's rows into a row set that statements
  * can join, called possync_pending_<model>: local key, whether the row was
- * inserted here, the row as it was before.  Returns false if there are none.
+ * inserted here or wins over whatever the remote has, the row as it was before.  Returns false if there are none.
  */
 bool
 pos_conflict_load(PosRun *run, PosModel *model)
@@ -42,8 +48,10 @@ pos_conflict_load(PosRun *run, PosModel *model)
 		return false;
 	pos_spool_write();
 	n = pos_store_execute("SELECT DISTINCT ON (local_key, local_key_text)"
-						  " local_key, local_key_text, operation = 'i',"
-						  " coalesce(before, image)"
+						  " local_key, local_key_text, operation = 'i'"
+						  " OR coalesce(json_typeof(before) = 'null', false),"
+						  " coalesce(CASE WHEN json_typeof(before) <> 'null'"
+						  " THEN before END, image)"
 						  " FROM @.synchronize_queue WHERE model = $1"
 						  " ORDER BY local_key, local_key_text, txid, id",
 						  1, types, values, NULL);
@@ -75,14 +83,28 @@ pos_conflict_load(PosRun *run, PosModel *model)
 	return true;
 }
 
-/* Appends a row of the columns to be written, with a prefix before each. */
+/* Whether a field that differs on both sides makes a conflict. */
+bool
+pos_conflict_counts(PosModel *model, PosField *field)
+{
+	for (int i = 0; i < model->nchange; i++)
+		if (strcmp(field->remote, model->change[i]) == 0)
+			return false;
+	return !field->is_key;
+}
+
+/* Appends a row of the columns that count, with a prefix before each. */
 static void
 append_row(StringInfo sql, PosModel *model, const char *prefix, bool staged)
 {
+	int			n = 0;
+
 	appendStringInfoString(sql, "ROW(");
 	for (int i = model->nkey; i < model->nwritten; i++)
 	{
-		appendStringInfo(sql, "%s%s.", i > model->nkey ? ", " : "", prefix);
+		if (!pos_conflict_counts(model, model->written[i]))
+			continue;
+		appendStringInfo(sql, "%s%s.", n++ > 0 ? ", " : "", prefix);
 		if (staged)
 			appendStringInfo(sql, "w%d", i + 1);
 		else
@@ -101,6 +123,7 @@ void
 pos_conflict_append_state(StringInfo sql, PosModel *model)
 {
 	PosField   *newest = NULL;
+	bool		any = false;
 
 	if (model->pending == NULL)
 	{
@@ -108,11 +131,12 @@ pos_conflict_append_state(StringInfo sql, PosModel *model)
 		return;
 	}
 	for (int i = model->nkey; i < model->nwritten; i++)
-		for (int j = 0; j < model->nchange; j++)
-			if (strcmp(model->written[i]->remote, model->change[j]) == 0)
-				newest = model->written[i];
+		if (pos_conflict_counts(model, model->written[i]))
+			any = true;
+		else
+			newest = model->written[i];
 	appendStringInfoString(sql, ", (SELECT CASE WHEN p.new");
-	if (model->nwritten > model->nkey)
+	if (any)
 	{
 		appendStringInfo(sql, " OR NOT (SELECT ");
 		append_row(sql, model, "b", false);
@@ -129,6 +153,28 @@ pos_conflict_append_state(StringInfo sql, PosModel *model)
 						 newest->staged - POS_STAGE_FIRST + 1);
 	appendStringInfo(sql, " ELSE 2 END FROM possync_pending_%d p"
 					 " WHERE p.key OPERATOR(pg_catalog.=) r.lkey)", model->id);
+}
+
+/*
+ * The local change of a row wins over the remote's, which is what was synchronized
+ * last from now on.
+ */
+static void
+rebase(PosModel *model, Datum key, const char *image)
+{
+	Oid			types[] = {INT2OID, TEXTOID, JSONOID};
+	Datum		values[] = {
+		Int16GetDatum(model->id),
+		CStringGetTextDatum(pos_key_string(key, model->local_int)),
+		CStringGetTextDatum(image)
+	};
+
+	pos_spool_write();
+	pos_store_execute("UPDATE @.synchronize_queue SET before = $3"
+					  " WHERE operation <> 'i' AND (txid, id) = (SELECT txid, id"
+					  " FROM @.synchronize_queue WHERE model = $1"
+					  " AND coalesce(local_key::text, local_key_text) = $2"
+					  " ORDER BY txid, id LIMIT 1)", 3, types, values, NULL);
 }
 
 /* Drops what is queued for a row: the remote's change wins. */
@@ -195,6 +241,8 @@ pos_conflict_decide(PosRun *run, PosModel *model, int state, Datum *values,
 	bool		remote_wins = model->on_conflict == POS_REMOTE_WINS ||
 	(model->on_conflict == POS_NEWEST && state == 2);
 
+	if (!run->dry)
+		pos_quarantine_release_conflict(model, values[POS_STAGE_LOCAL]);
 	if (state > 0 && model->on_conflict == POS_ASK)
 	{
 		pos_quarantine_reject(run, model, values[POS_STAGE_REMOTE], "conflict",
@@ -211,6 +259,9 @@ pos_conflict_decide(PosRun *run, PosModel *model, int state, Datum *values,
 	if (state == 0 || !remote_wins)
 	{
 		model->counts.unchanged++;
+		if (state == 1 && model->on_conflict == POS_NEWEST && !run->dry)
+			rebase(model, values[POS_STAGE_LOCAL],
+				   pos_quarantine_image(model, values, nulls));
 		return false;
 	}
 	if (!run->dry)

@@ -117,6 +117,10 @@ typedef enum PosStepKind
 								 * claims makes rows with the same values in
 								 * the columns; fails with unique_violation if
 								 * there are any under other keys */
+	POS_STEP_EXPECT,			/* fails with triggered_data_change_violation
+								 * if a row with such a key is not as
+								 * expected; the others stay as they are until
+								 * the end of the write */
 	POS_STEP_INSERT,			/* inserts rows, all of them */
 	POS_STEP_UPDATE,			/* sets columns of the rows with these keys */
 	POS_STEP_DELETE				/* deletes the rows with these keys */
@@ -127,13 +131,19 @@ typedef enum PosStepKind
  * with remote column names and the values' text (or null).  Keys in answers are
  * texts, nkey of them for each.  Keys that are made are not those of rows that
  * are there.
+ *
+ * Rows of EXPECT have other labels: n, by which a failure names the row, k1.. for
+ * the key, and two values for each column, a1.. and b1..: a row is as expected if
+ * all of its columns are as the former, or all as the latter, say.  Rows with the
+ * same n give further choices.
  */
 typedef struct PosStep
 {
 	PosStepKind kind;
 	PosTable   *table;
 	int			ncolumns;		/* remote columns: KEYS those to be made,
-								 * MATCH those compared, else those set */
+								 * MATCH and EXPECT those compared, else those
+								 * set */
 	const char **columns;
 	int			nrows;
 	const char *rows;
@@ -146,6 +156,7 @@ typedef struct PosStep
 	int		   *row;			/* MATCH: to which row an answer belongs, from
 								 * 0 */
 	char	  **answers;
+	const char *blamed;			/* EXPECT: the n of a row that it failed for */
 } PosStep;
 
 /* What begin tells about the source */

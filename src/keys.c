@@ -156,18 +156,6 @@ pos_keys_lost(void)
 		((Stock *) lfirst(lc))->coming = 0;
 }
 
-/* Returns the model that a step is for. */
-static PosModel *
-model_of(PosRun *run, PosStep *step)
-{
-	ListCell   *lc;
-
-	foreach(lc, run->tree->models)
-		if (&((PosModel *) lfirst(lc))->table == step->table)
-		return lfirst(lc);
-	elog(ERROR, "a step is for no model");
-}
-
 /* Takes the keys that were made into stock; frees those that are used. */
 void
 pos_keys_take(PosRun *run, PosSteps *steps)
@@ -182,7 +170,7 @@ pos_keys_take(PosRun *run, PosSteps *steps)
 
 		if (step->kind != POS_STEP_KEYS)
 			continue;
-		stock = find_stock(run, model_of(run, step));
+		stock = find_stock(run, pos_steps_model(run, step));
 		stock->coming = Max(stock->coming - step->nrows, 0);
 		if (step->nanswers == 0)
 			continue;

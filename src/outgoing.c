@@ -11,7 +11,7 @@
 #include "possync.h"
 
 #include "catalog/pg_type.h"
-#include "common/hashfn.h"
+#include "keyset.h"
 #include "miscadmin.h"
 #include "push.h"
 #include "queue.h"
@@ -20,33 +20,9 @@
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-
-typedef struct KeySetEntry
-{
-	char	   *key;
-	char		status;
-	int			flags;			/* of a queued row: what happened to it */
-	uint64		last;			/* its last entry */
-	bool		taken;			/* into the batch */
-} KeySetEntry;
-
-#define SH_PREFIX keyset
-#define SH_ELEMENT_TYPE KeySetEntry
-#define SH_KEY_TYPE char *
-#define SH_KEY key
-#define SH_HASH_KEY(tb, key) hash_bytes((const unsigned char *) (key), strlen(key))
-#define SH_EQUAL(tb, a, b) (strcmp(a, b) == 0)
-#define SH_SCOPE static inline
-#define SH_DECLARE
-#define SH_DEFINE
-#include "lib/simplehash.h"
-
-struct PosKeySet
-{
-	keyset_hash *hash;
-};
 
 static PosKeySet *
 make_set(void)
@@ -68,6 +44,7 @@ add_key(PosRun *run, PosKeySet *set, const char *key)
 	{
 		entry->key = MemoryContextStrdup(run->context, key);
 		entry->taken = false;
+		entry->before = NULL;
 	}
 	return !found;
 }
@@ -76,13 +53,6 @@ static bool
 has_key(PosKeySet *set, const char *key)
 {
 	return keyset_lookup(set->hash, unconstify(char *, key)) != NULL;
-}
-
-static Datum
-int8_array(int n, Datum *txids)
-{
-	return PointerGetDatum(construct_array(txids, n, INT8OID, 8,
-										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 }
 
 /*
@@ -218,11 +188,69 @@ check_readable(PosModel *model)
 }
 
 /*
+ * Keeps what a queued row was before, for the remote must still have it.  A row
+ * that referred to what the remote does not have was not synchronized like this.
+ */
+static void
+keep_before(PosRun *run, PosModel *model, Datum *values, bool *nulls)
+{
+	int			natts = model->stage->natts;
+	KeySetEntry *row = keyset_lookup(model->outgoing->keys->hash,
+									 pos_key_string(values[POS_STAGE_LOCAL],
+													model->local_int));
+	MemoryContext old;
+	ListCell   *lc;
+
+	foreach(lc, model->references)
+	{
+		PosReference *reference = lfirst(lc);
+		bool		isnull;
+		Datum		key = pos_outgoing_parent(reference, values, nulls, &isnull);
+		Datum		remote;
+		uint8		known;
+
+		if (!isnull && pos_translation_find(run, reference->parent, key, &remote,
+											&known) != POS_FOUND)
+			return;
+	}
+	old = MemoryContextSwitchTo(run->context);
+	row->before = palloc(natts * sizeof(Datum));
+	row->before_nulls = palloc(natts * sizeof(bool));
+	memcpy(row->before_nulls, nulls, natts * sizeof(bool));
+	for (int i = POS_STAGE_FIRST; i < natts; i++)
+	{
+		Form_pg_attribute attribute = TupleDescAttr(model->stage, i);
+
+		if (!nulls[i])
+			row->before[i] = datumCopy(values[i], attribute->attbyval,
+									   attribute->attlen);
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Returns what a row was before, staged, if the remote must still have it, else
+ * NULL.
+ */
+Datum *
+pos_outgoing_before(PosModel *model, Datum local, bool **nulls)
+{
+	KeySetEntry *row = keyset_lookup(model->outgoing->keys->hash,
+									 pos_key_string(local, model->local_int));
+
+	*nulls = row == NULL ? NULL : row->before_nulls;
+	return row == NULL ? NULL : row->before;
+}
+
+/* What becomes of a row that was read */
+typedef void (*Take) (PosRun *run, PosModel *model, Datum *values, bool *nulls);
+
+/*
  * Reads rows of a query, as the owner of the table: local key, flags, columns;
  * and takes them.
  */
 static void
-take_rows(PosRun *run, PosModel *model, const char *sql)
+take_rows(PosRun *run, PosModel *model, const char *sql, Take take)
 {
 	PosCursor  *cursor;
 	Datum	   *values = palloc(model->stage->natts * sizeof(Datum));
@@ -248,7 +276,7 @@ take_rows(PosRun *run, PosModel *model, const char *sql)
 		for (int i = 0; i < model->nwritten; i++)
 			values[POS_STAGE_FIRST + i] =
 				SPI_getbinval(tuple, desc, i + 3, &nulls[POS_STAGE_FIRST + i]);
-		take_row(run, model, values, nulls);
+		take(run, model, values, nulls);
 		MemoryContextSwitchTo(old);
 		pos_sql_take(cursor);
 	}
@@ -273,150 +301,6 @@ type_name(PosField *field)
 								FORMAT_TYPE_FORCE_QUALIFY);
 }
 
-/* Columns of the entries that load_entries reads */
-enum
-{
-	ENTRY_MODEL = 1, ENTRY_KEY, ENTRY_KEY_TEXT, ENTRY_OPERATION, ENTRY_IMAGE
-};
-
-/* Returns a value of an entry read by load_entries. */
-static Datum
-entry_value(SPITupleTable *entries, uint64 i, int column)
-{
-	bool		isnull;
-
-	return SPI_getbinval(entries->vals[i], entries->tupdesc, column, &isnull);
-}
-
-static PosModel *
-entry_model(PosRun *run, SPITupleTable *entries, uint64 i)
-{
-	return pos_config_find(run->tree->models,
-						   DatumGetInt16(entry_value(entries, i, ENTRY_MODEL)));
-}
-
-static Datum
-entry_key(PosModel *model, SPITupleTable *entries, uint64 i)
-{
-	return entry_value(entries, i,
-					   model->local_int ? ENTRY_KEY : ENTRY_KEY_TEXT);
-}
-
-/* What an entry alone does to its row */
-static int
-entry_flags(char operation)
-{
-	return operation == 'i' ? POS_ROW_NEW :
-		operation == 'u' ? POS_ROW_UPDATED : POS_ROW_DELETED;
-}
-
-/*
- * Notes what happened to the row of an entry, the entries before it included.
- */
-static void
-note_entry(PosRun *run, SPITupleTable *entries, uint64 i)
-{
-	PosModel   *model = entry_model(run, entries, i);
-	char		operation = DatumGetChar(entry_value(entries, i, ENTRY_OPERATION));
-	char	   *key = pos_key_string(entry_key(model, entries, i),
-									 model->local_int);
-	bool		found;
-	KeySetEntry *row = keyset_insert(model->outgoing->keys->hash, key, &found);
-
-	if (!found)
-	{
-		row->key = MemoryContextStrdup(run->context, key);
-		row->flags = operation == 'i' ? POS_ROW_NEW : POS_ROW_UPDATED;
-		row->taken = false;
-	}
-	if (operation == 'u')
-		row->flags |= POS_ROW_UPDATED;
-	if (operation == 'd')
-		row->flags |= POS_ROW_DELETED;
-	else
-		row->flags &= ~POS_ROW_DELETED;
-	row->last = i;
-}
-
-/*
- * Puts an entry into the images of its model if it is the last of its row, or
- * all are wanted.
- */
-static void
-put_image(PosRun *run, SPITupleTable *entries, uint64 i)
-{
-	PosModel   *model = entry_model(run, entries, i);
-	Datum		key = entry_key(model, entries, i);
-	KeySetEntry *row = keyset_lookup(model->outgoing->keys->hash,
-									 pos_key_string(key, model->local_int));
-	Datum		values[3];
-	bool		nulls[3] = {false};
-	char	   *stranger;
-
-	if (row->last != i && !run->in_order)
-		return;
-	values[2] = entry_value(entries, i, ENTRY_IMAGE);
-	stranger = pos_queue_stranger(DatumGetTextPP(values[2]),
-								  model->outgoing->labels);
-	if (stranger != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_EXCEPTION),
-				 errmsg("the row was queued with a column %s, which table \"%s\" does not have any more",
-						stranger, model->name),
-				 errhint("Give the table a column of that name until the row is pushed.")));
-	values[0] = key;
-	values[1] = Int64GetDatum(run->in_order ?
-							  entry_flags(DatumGetChar(entry_value(entries, i,
-																   ENTRY_OPERATION))) :
-							  row->flags);
-	pos_rowset_put(model->outgoing->images, values, nulls);
-}
-
-/*
- * Reads the queued entries of a batch, as the owner of the queue, and leaves
- * the last image of every row in the models' sets, and in their keys.
- */
-static void
-load_entries(PosRun *run, PosBatch *batch)
-{
-	Oid			types[] = {INT8ARRAYOID, INT2ARRAYOID};
-	Datum		arguments[] = {
-		int8_array(batch->ntxids, batch->txids), pos_config_ids(run->tree->models)
-	};
-	uint64		n = pos_store_execute("SELECT model, local_key, local_key_text,"
-									  " operation, image"
-									  " FROM @.synchronize_queue"
-									  " WHERE txid = ANY ($1)"
-									  " AND model = ANY ($2) ORDER BY txid, id",
-									  2, types, arguments, NULL);
-	SPITupleTable *entries = SPI_tuptable;
-	MemoryContext old = MemoryContextSwitchTo(run->row);
-
-	batch->nentries = (int) n;
-	batch->order = MemoryContextAlloc(run->context, Max(n, 1) * sizeof(PosModel *));
-	for (uint64 i = 0; i < n; i++)
-	{
-		PosModel   *model = entry_model(run, entries, i);
-
-		pos_flight_pump(run->whole);
-		MemoryContextReset(run->row);
-		batch->order[i] = model->on_unknown == POS_IGNORE ? NULL : model;
-		if (model->stage == NULL)
-			pos_sync_report(run, model->problems);
-		if (batch->order[i] != NULL)
-			note_entry(run, entries, i);
-	}
-	for (uint64 i = 0; i < n; i++)
-	{
-		pos_flight_pump(run->whole);
-		MemoryContextReset(run->row);
-		if (batch->order[i] != NULL)
-			put_image(run, entries, i);
-	}
-	MemoryContextSwitchTo(old);
-	SPI_freetuptable(entries);
-}
-
 /* Returns an empty set for the images of a model. */
 static PosRowset *
 make_images(PosModel *model)
@@ -430,16 +314,14 @@ make_images(PosModel *model)
 }
 
 /*
- * Takes the queued rows of a model.  Images are turned into rows as the owner
- * of the table, since types may have code of their own.
+ * Takes the rows of images, which are freed.  They are turned into rows as the
+ * owner of the table, since types may have code of their own.
  */
 static void
-take_queued(PosRun *run, PosModel *model)
+take_images(PosRun *run, PosModel *model, PosRowset *images, Take take)
 {
-	PosRowset  *images = model->outgoing->images;
 	StringInfoData sql;
 
-	model->outgoing->images = NULL;
 	if (pos_rowset_count(images) == 0)
 	{
 		pos_rowset_free(images);
@@ -461,8 +343,17 @@ take_queued(PosRun *run, PosModel *model)
 						 type_name(model->written[i]));
 	appendStringInfoChar(&sql, ')');
 	pos_rowset_publish(images);
-	take_rows(run, model, sql.data);
+	take_rows(run, model, sql.data, take);
 	pos_rowset_free(images);
+}
+
+/* Takes the queued rows of a model, and what they were before. */
+static void
+take_queued(PosRun *run, PosModel *model)
+{
+	take_images(run, model, model->outgoing->images, take_row);
+	take_images(run, model, model->outgoing->befores, keep_before);
+	model->outgoing->images = model->outgoing->befores = NULL;
 }
 
 /* Takes the rows of a model that others need.  Returns whether there were any. */
@@ -506,7 +397,7 @@ take_needed(PosRun *run, PosModel *model)
 						 quote_identifier(model->key[i]->name),
 						 pos_sql_equality(model->key[i]), i + 1);
 	pos_rowset_publish(keys);
-	take_rows(run, model, sql.data);
+	take_rows(run, model, sql.data, take_row);
 	pos_rowset_free(keys);
 	return true;
 }
@@ -557,13 +448,14 @@ pos_outgoing_collect(PosRun *run, PosBatch *batch)
 		outgoing->rows = pos_rowset_create(psprintf("possync_outgoing_%d",
 													model->id), model->stage);
 		outgoing->images = make_images(model);
+		outgoing->befores = make_images(model);
 		outgoing->labels = model->rel != NULL ? pos_queue_labels(model->rel) : NIL;
 		outgoing->keys = make_set();
 		outgoing->held = make_set();
 	}
 	pos_batch_load_open(run);
 	load_held(run);
-	load_entries(run, batch);
+	pos_entries_load(run, batch);
 	foreach(lc, run->tree->models)
 		take_queued(run, lfirst(lc));
 

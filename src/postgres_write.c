@@ -197,6 +197,61 @@ append_claim(StringInfo sql, PosPgRelation *relation, PosStep *step)
 	appendStringInfoString(sql, "))");
 }
 
+/* Appends a row of t's columns, or of the rows' values of them. */
+static void
+append_record(StringInfo sql, PosPgRelation *relation, PosStep *step, char value)
+{
+	appendStringInfoString(sql, "ROW(");
+	for (int i = 0; i < step->ncolumns; i++)
+	{
+		PosPgAttribute *attribute = pos_pg_attribute(relation, step->columns[i]);
+
+		appendStringInfoString(sql, i > 0 ? ", " : "");
+		if (value == '\0')
+			appendStringInfo(sql, "t.%s", quote_identifier(step->columns[i]));
+		else
+			appendStringInfo(sql, "r.%c%d%s%s", value, i + 1,
+							 is_json(attribute) ? "::" : "",
+							 is_json(attribute) ? attribute->typename : "");
+	}
+	appendStringInfoString(sql, ")::record");
+}
+
+/* The statement that fails if rows are not as expected, and locks the others. */
+static void
+append_expect(StringInfo sql, PosPgRelation *relation, PosStep *step)
+{
+	PosTable   *table = step->table;
+
+	appendStringInfoString(sql, "SELECT ('" COMPLAINT "' || pg_catalog.min(n) || '"
+						   COMPLAINT_END "')::int4 FROM (SELECT n FROM (SELECT r.n, ");
+	append_record(sql, relation, step, '\0');
+	appendStringInfoString(sql, " *= ");
+	append_record(sql, relation, step, 'a');
+	appendStringInfoString(sql, " OR ");
+	append_record(sql, relation, step, '\0');
+	appendStringInfoString(sql, " *= ");
+	append_record(sql, relation, step, 'b');
+	appendStringInfoString(sql, " AS same FROM pg_catalog." READ_ROWS " r(n pg_catalog.text");
+	for (int i = 0; i < table->nkey; i++)
+		appendStringInfo(sql, ", k%d %s", i + 1,
+						 pos_pg_attribute(relation, table->columns[i].remote)->typename);
+	for (int i = 0; i < step->ncolumns; i++)
+	{
+		PosPgAttribute *attribute = pos_pg_attribute(relation, step->columns[i]);
+		const char *type = is_json(attribute) ? "pg_catalog.text" :
+		attribute->typename;
+
+		appendStringInfo(sql, ", a%d %s, b%d %s", i + 1, type, i + 1, type);
+	}
+	appendStringInfo(sql, ") JOIN %s t ON ", relation->sql);
+	for (int i = 0; i < table->nkey; i++)
+		appendStringInfo(sql, "%st.%s = r.k%d", i > 0 ? " AND " : "",
+						 quote_identifier(table->columns[i].remote), i + 1);
+	appendStringInfoString(sql, " FOR NO KEY UPDATE OF t) l GROUP BY n"
+						   " HAVING NOT pg_catalog.bool_or(same)) c");
+}
+
 /*
  * Inserts rows.  Those that have not been sent before must all go in, or none:
  * a trigger that drops some would leave half of what belongs together, and a
@@ -267,6 +322,9 @@ statement(PosPgSession *session, PosStep *step)
 			break;
 		case POS_STEP_CLAIM:
 			append_claim(&sql, relation, step);
+			break;
+		case POS_STEP_EXPECT:
+			append_expect(&sql, relation, step);
 			break;
 		case POS_STEP_INSERT:
 			append_insert(&sql, relation, step);
@@ -417,11 +475,19 @@ complain(PosPgSession *session, PosStep *step)
 											 PG_DIAG_MESSAGE_PRIMARY);
 	const char *complaint = message == NULL ? NULL : strstr(message, COMPLAINT);
 
-	if (complaint == NULL)
+	if (complaint == NULL || strrchr(complaint, COMPLAINT_END[0]) == NULL)
 		fail(session);
 	complaint += strlen(COMPLAINT);
-	complaint = pnstrdup(complaint, strcspn(complaint, COMPLAINT_END));
+	complaint = pnstrdup(complaint, strrchr(complaint, COMPLAINT_END[0]) - complaint);
 	leave(session);
+	if (step->kind == POS_STEP_EXPECT)
+	{
+		step->blamed = complaint;
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+				 errmsg("row %s of \"%s\" was changed at the remote, too",
+						complaint, step->table->local)));
+	}
 	ereport(ERROR,
 			(errcode(step->kind == POS_STEP_CLAIM ? ERRCODE_UNIQUE_VIOLATION :
 					 ERRCODE_DATA_EXCEPTION),
@@ -449,6 +515,7 @@ take_result(PosPgSession *session, PosStep *step)
 			take_answers(session, step);
 			break;
 		case POS_STEP_CLAIM:
+		case POS_STEP_EXPECT:
 			break;
 		case POS_STEP_INSERT:
 			step->affected = step->again ?

@@ -200,6 +200,29 @@ just_land(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 }
 
 /*
+ * Remembers the row that the remote has changed, too, if the batch on its way failed
+ * for one.
+ */
+static void
+blame(PosPush *push)
+{
+	PosFlight  *flight = push->flying;
+	MemoryContext old = MemoryContextSwitchTo(push->errors);
+
+	for (int i = 0; i < flight->steps.nsteps; i++)
+	{
+		PosStep    *step = flight->steps.steps[i];
+
+		if (step->blamed == NULL)
+			continue;
+		push->culprit.model = pos_steps_model(flight->run, step)->id;
+		push->culprit.key = pstrdup(step->blamed);
+		push->culprit.candidates = list_make2("local", "remote");
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/*
  * Tries a step.  Returns the error it failed with, after its transaction was
  * rolled back, or NULL.
  */
@@ -237,7 +260,10 @@ try_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 	if (!pos_careful_is_content(error->sqlerrcode))
 		ReThrowError(error);
 	if (push->flying != NULL)
+	{
+		blame(push);
 		pos_flight_failed(push);
+	}
 	return error;
 }
 
@@ -308,6 +334,7 @@ push_failed(PosPush *push, ErrorData *error)
 	memcpy(txids, flight->batch.txids, ntxids * sizeof(Datum));
 	push->from = flight->from;
 	push->culprit.model = 0;
+	blame(push);
 	pos_flight_failed(push);
 	push_some(push, ntxids, txids, error);
 }

@@ -31,6 +31,7 @@ typedef struct PosKeySet PosKeySet;
 typedef struct PosOutgoing
 {
 	PosRowset  *images;			/* of queued rows, until they are taken */
+	PosRowset  *befores;		/* what they were, likewise */
 	List	   *labels;			/* of char *: names in images that have a
 								 * column */
 	PosRowset  *rows;
@@ -118,6 +119,7 @@ extern void pos_steps_field(StringInfo buf, PosRun *run, PosField *field,
 							Datum *values, bool *nulls);
 extern void pos_steps_end_row(PosSteps *steps);
 extern void pos_steps_close(PosSteps *steps);
+extern PosModel *pos_steps_model(PosRun *run, PosStep *step);
 extern void pos_steps_batch(PosRun *run, PosBatch *batch, PosSteps *steps);
 
 /* in keys.c */
@@ -132,10 +134,14 @@ extern char **pos_keys_next(PosRun *run, PosModel *model);
 /* in recognise.c */
 extern void pos_recognise_batch(PosRun *run, PosBatch *batch);
 
+/* in entries.c */
+extern void pos_entries_load(PosRun *run, PosBatch *batch);
+
 /* in outgoing.c */
 extern void pos_outgoing_collect(PosRun *run, PosBatch *batch);
 extern Datum pos_outgoing_parent(PosReference *reference, Datum *values,
 								 bool *nulls, bool *isnull);
+extern Datum *pos_outgoing_before(PosModel *model, Datum local, bool **nulls);
 extern void pos_outgoing_free(PosRun *run);
 
 /* in batch.c */

@@ -253,6 +253,44 @@ pos_quarantine_close(PosRun *run)
 }
 
 /*
+ * Lets the transactions go that wait because others do: the next push finds
+ * out whether they still have to.
+ */
+void
+pos_quarantine_release_dependent(void)
+{
+	pos_store_execute("WITH gone AS (DELETE FROM @.synchronize_quarantine"
+					  " WHERE direction = 'push' AND reason = 'dependency'"
+					  " AND discarded_at IS NULL RETURNING id)"
+					  " DELETE FROM @.synchronize_held h USING gone g"
+					  " WHERE h.quarantine = g.id", 0, NULL, NULL, NULL);
+}
+
+/*
+ * Lets the transactions go that a push found in conflict over a local row, and all
+ * that wait because others do: the caller decides the conflict.
+ */
+void
+pos_quarantine_release_conflict(PosModel *model, Datum local)
+{
+	Oid			types[] = {INT2OID, TEXTOID};
+	Datum		values[] = {
+		Int16GetDatum(model->id),
+		CStringGetTextDatum(pos_key_string(local, model->local_int))
+	};
+
+	if (pos_store_execute("WITH gone AS (DELETE FROM @.synchronize_quarantine"
+						  " WHERE direction = 'push' AND reason = 'conflict'"
+						  " AND txid IS NOT NULL"
+						  " AND model = $1 AND local_key = $2"
+						  " AND discarded_at IS NULL RETURNING id)"
+						  " DELETE FROM @.synchronize_held h USING gone g"
+						  " WHERE h.quarantine = g.id RETURNING 1",
+						  2, types, values, NULL) > 0)
+		pos_quarantine_release_dependent();
+}
+
+/*
  * Puts a transaction into quarantine with the error that the remote, or our
  * own check, raised about it, in the name of the row at fault or else of the
  * first one.
@@ -273,6 +311,9 @@ pos_quarantine_hold(PosRun *run, Datum txid, ErrorData *error,
 		reason = "dependency";
 	else if (error->sqlerrcode == ERRCODE_CARDINALITY_VIOLATION)
 		reason = "ambiguous";
+	else if (error->sqlerrcode == ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION &&
+			 culprit->model != 0)
+		reason = "conflict";
 	values[0] = txid;
 	values[1] = CStringGetTextDatum(reason);
 	values[2] = CStringGetTextDatum(error->message);

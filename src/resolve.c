@@ -83,20 +83,6 @@ begin(FunctionCallInfo fcinfo)
 		elog(ERROR, "SPI_connect failed");
 }
 
-/*
- * Lets the transactions go that wait because others do: the next push finds
- * out whether they still have to.
- */
-static void
-release_dependent(void)
-{
-	pos_store_execute("WITH gone AS (DELETE FROM @.synchronize_quarantine"
-					  " WHERE direction = 'push' AND reason = 'dependency'"
-					  " AND discarded_at IS NULL RETURNING id)"
-					  " DELETE FROM @.synchronize_held h USING gone g"
-					  " WHERE h.quarantine = g.id", 0, NULL, NULL, NULL);
-}
-
 /* Lets the transaction that waits for an entry go, and the entry with it. */
 static void
 release(Entry *entry)
@@ -105,7 +91,7 @@ release(Entry *entry)
 	Datum		values[] = {Int64GetDatum(entry->id)};
 
 	if (entry->push)
-		release_dependent();
+		pos_quarantine_release_dependent();
 	pos_store_execute("DELETE FROM @.synchronize_held WHERE quarantine = $1",
 					  1, types, values, NULL);
 	pos_store_execute("DELETE FROM @.synchronize_quarantine WHERE id = $1",
@@ -181,8 +167,9 @@ is_integer_key(Entry *entry, bool remote)
 }
 
 /*
- * Settles a conflict.  If the local row wins, the remote one as it was then is
- * what the next pull does not take for a change; else the queued changes go.
+ * Settles a conflict.  If the local row wins, the remote one as it was then is not
+ * taken for a change again, or whatever it is if it was not read; else the queued
+ * changes go.
  */
 static void
 settle_conflict(Entry *entry, bool local)
@@ -195,7 +182,7 @@ settle_conflict(Entry *entry, bool local)
 	values[2] = Int64GetDatum(entry->id);
 	if (local)
 		pos_store_execute("UPDATE @.synchronize_queue SET before ="
-						  " (SELECT (row_image -> 'remote')::json"
+						  " (SELECT coalesce(row_image -> 'remote', 'null')::json"
 						  " FROM @.synchronize_quarantine WHERE id = $3)"
 						  " WHERE (txid, id) = (SELECT txid, id"
 						  " FROM @.synchronize_queue WHERE model = $1"
@@ -307,7 +294,7 @@ possync_discard(PG_FUNCTION_ARGS)
 	pos_store_execute("DELETE FROM @.synchronize_held WHERE quarantine = $1",
 					  1, types, values, NULL);
 	if (entry.push)
-		release_dependent();
+		pos_quarantine_release_dependent();
 	pos_store_execute("UPDATE @.synchronize_quarantine"
 					  " SET discarded_at = pg_catalog.now(),"
 					  " discarded_by = $2, discarded_because = $3"

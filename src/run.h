@@ -145,6 +145,7 @@ extern void pos_prove_row(PosRun *run, PosModel *model, Datum *values,
 extern void pos_prove_lock(PosModel *model);
 
 /* in conflict.c: rows that both sides changed */
+extern bool pos_conflict_counts(PosModel *model, PosField *field);
 extern bool pos_conflict_load(PosRun *run, PosModel *model);
 extern void pos_conflict_append_state(StringInfo sql, PosModel *model);
 extern bool pos_conflict_decide(PosRun *run, PosModel *model, int state,
@@ -160,6 +161,8 @@ extern void pos_quarantine_missing(PosRun *run, PosModel *model,
 extern char *pos_quarantine_image(PosModel *model, Datum *values, bool *nulls);
 extern void pos_quarantine_store(PosRun *run);
 extern void pos_quarantine_close(PosRun *run);
+extern void pos_quarantine_release_dependent(void);
+extern void pos_quarantine_release_conflict(PosModel *model, Datum local);
 
 /* in history.c */
 extern bool pos_history_merge_idle;

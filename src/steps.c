@@ -3,7 +3,7 @@
  *		The rows of a batch as the steps of a write: JSON with remote names, and
  *		with foreign keys that are the remote's.
  *
- * Claims come first; inserts go parents first, then updates, then deletes,
+ * Claims come first, and what is expected; inserts go parents first, then updates, then deletes,
  * children first; or all in the order in which they were done.
  */
 #include "possync.h"
@@ -47,6 +47,18 @@ append_key(StringInfo buf, PosModel *model, Datum key)
 		append_label(buf, model->table.columns[i].remote);
 		escape_json(buf, TextDatumGetCString(parts[i]));
 	}
+}
+
+/* Returns the model that a step is for. */
+PosModel *
+pos_steps_model(PosRun *run, PosStep *step)
+{
+	ListCell   *lc;
+
+	foreach(lc, run->tree->models)
+		if (&((PosModel *) lfirst(lc))->table == step->table)
+		return lfirst(lc);
+	elog(ERROR, "a step is for no model");
 }
 
 /* Returns the remote text of a part of the row that a reference points to. */
@@ -120,7 +132,7 @@ travels(PosField *field)
 
 /* Whether a step has a column for a field. */
 static bool
-has_column(PosStepKind kind, PosField *field)
+has_column(PosStepKind kind, PosModel *model, PosField *field)
 {
 	switch (kind)
 	{
@@ -130,6 +142,8 @@ has_column(PosStepKind kind, PosField *field)
 			return field->is_key || travels(field);
 		case POS_STEP_UPDATE:
 			return travels(field);
+		case POS_STEP_EXPECT:
+			return travels(field) && pos_conflict_counts(model, field);
 		default:
 			return false;
 	}
@@ -232,6 +246,18 @@ needs_step(PosModel *model, PosStepKind kind, int flags)
 	}
 }
 
+/* Adds a step with the columns that it has for a model. */
+static PosStep *
+add_step(PosModel *model, PosStepKind kind, PosSteps *steps)
+{
+	PosStep    *step = pos_steps_add(steps, model, kind);
+
+	for (int i = 0; i < model->nwritten; i++)
+		if (has_column(kind, model, model->written[i]))
+			step->columns[step->ncolumns++] = model->written[i]->remote;
+	return step;
+}
+
 /* Adds a row to the last step; to a new one if that is another, or full. */
 static void
 add_row(PosRun *run, PosModel *model, PosStepKind kind, Datum *values,
@@ -259,16 +285,13 @@ add_row(PosRun *run, PosModel *model, PosStepKind kind, Datum *values,
 		is_full(steps, model) || (run->in_order && kind == POS_STEP_UPDATE))
 	{
 		pos_steps_close(steps);
-		step = pos_steps_add(steps, model, kind);
-		for (int i = 0; i < model->nwritten; i++)
-			if (has_column(kind, model->written[i]))
-				step->columns[step->ncolumns++] = model->written[i]->remote;
+		step = add_step(model, kind, steps);
 	}
 	step->again = step->again || again;
 	pos_steps_begin_row(steps);
 	append_key(&steps->rows, model, remote);
 	for (int i = 0; i < model->nwritten; i++)
-		if (has_column(kind, model->written[i]) && !model->written[i]->is_key)
+		if (has_column(kind, model, model->written[i]) && !model->written[i]->is_key)
 			pos_steps_field(&steps->rows, run, model->written[i], values, nulls);
 	pos_steps_end_row(steps);
 }
@@ -326,6 +349,86 @@ add_in_order(PosRun *run, PosBatch *batch, PosSteps *steps)
 	pos_steps_close(steps);
 }
 
+/* Appends a label that is a letter and a number, and a text if there is one. */
+static void
+append_numbered(StringInfo buf, char letter, int number, const char *text)
+{
+	if (text == NULL)
+		return;
+	append_label(buf, psprintf("%c%d", letter, number));
+	escape_json(buf, text);
+}
+
+/* Appends the row of an expectation: what a row was, or what it becomes. */
+static void
+append_expected(StringInfo buf, PosRun *run, PosModel *model, Datum *values,
+				bool *nulls, Datum *before, bool *before_nulls, Datum remote)
+{
+	Datum		parts[INDEX_MAX_KEYS];
+	int			n = 0;
+
+	append_label(buf, "n");
+	escape_json(buf, pos_key_string(values[POS_STAGE_LOCAL], model->local_int));
+	if (model->nkey == 1)
+		append_numbered(buf, 'k', 1, pos_key_string(remote, model->remote_int));
+	else
+		pos_key_to_parts(remote, model->nkey, parts);
+	for (int i = 0; i < model->nkey && model->nkey > 1; i++)
+		append_numbered(buf, 'k', i + 1, TextDatumGetCString(parts[i]));
+	for (int i = 0; i < model->nwritten; i++)
+	{
+		PosField   *field = model->written[i];
+
+		if (!has_column(POS_STEP_EXPECT, model, field))
+			continue;
+		n++;
+		append_numbered(buf, 'a', n, pos_steps_text(run, field, before, before_nulls));
+		append_numbered(buf, 'b', n, pos_steps_text(run, field, values, nulls));
+	}
+}
+
+/*
+ * Adds the steps that look whether the remote has changed rows of a model, too.
+ * A row that is sent again may be there as it is to become.
+ */
+static void
+add_expected(PosRun *run, PosModel *model, PosSteps *steps)
+{
+	PosStep    *step = NULL;
+	Datum	   *values;
+	bool	   *nulls;
+
+	pos_rowset_rewind(model->outgoing->rows);
+	while (pos_rowset_next(model->outgoing->rows, &values, &nulls))
+	{
+		bool	   *before_nulls;
+		Datum	   *before = pos_outgoing_before(model, values[POS_STAGE_LOCAL],
+												 &before_nulls);
+		Datum		remote;
+		uint8		known;
+
+		if (before == NULL ||
+			(DatumGetInt64(values[POS_STAGE_OLD]) & (POS_ROW_MATCHED | POS_ROW_CREATED)) ||
+			pos_translation_find(run, model, values[POS_STAGE_LOCAL], &remote,
+								 &known) != POS_FOUND)
+			continue;
+		if (step == NULL || is_full(steps, model))
+		{
+			pos_steps_close(steps);
+			step = add_step(model, POS_STEP_EXPECT, steps);
+		}
+		if (step->ncolumns == 0)
+			break;
+		pos_steps_begin_row(steps);
+		append_expected(&steps->rows, run, model, values, nulls, before,
+						before_nulls, remote);
+		pos_steps_end_row(steps);
+	}
+	if (step != NULL && step->ncolumns == 0)
+		steps->nsteps--;
+	pos_steps_close(steps);
+}
+
 /* Puts together what is to be sent of a batch. */
 void
 pos_steps_batch(PosRun *run, PosBatch *batch, PosSteps *steps)
@@ -334,6 +437,8 @@ pos_steps_batch(PosRun *run, PosBatch *batch, PosSteps *steps)
 
 	foreach(lc, batch->models)
 		add_rows(run, lfirst(lc), POS_STEP_CLAIM, 0, steps);
+	foreach(lc, batch->models)
+		add_expected(run, lfirst(lc), steps);
 	if (run->in_order)
 		add_in_order(run, batch, steps);
 	else
