@@ -13,6 +13,7 @@
  * postgres_poll.c			whether anything changed, asked for little
  * postgres_convert.c		from the wire to datums
  * postgres_write.c			the other direction: rows sent, keys made there
+ * postgres_statement.c		the SQL of that
  *
  * Nobody else includes this file or libpq-fe.h.
  */
@@ -234,6 +235,15 @@ extern void pos_pg_position_seen(PosPgSession *session, PosTable *table);
 /* in postgres_poll.c */
 extern PosPgPoll pos_pg_poll(PosPgSession *session, PosTable **tables,
 							 int ntables);
+
+/* What a statement of a step that finds something wrong makes fail */
+#define POS_PG_COMPLAINT "possync: "
+#define POS_PG_COMPLAINT_END "|"
+
+/* in postgres_statement.c */
+extern char *pos_pg_statement(PosPgSession *session, PosStep *step);
+extern char *pos_pg_statement_lock(PosPgSession *session, PosStep *step);
+extern char *pos_pg_statement_presence(PosPgSession *session, PosStep *step);
 
 /* in postgres_write.c */
 extern List *pos_pg_expect_tables(PosConnection *connection, PosTable **tables,
