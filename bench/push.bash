@@ -144,6 +144,27 @@ sell_by_pgbench()
 		"$work/output")
 }
 
+# recover: an hour's queue, by the schedule, from when the master is there again
+recover()
+{
+	wants possync || return 0
+	use_sales possync "$sales"
+	use_run 0
+	as pg_ctl -w -s -m fast -D "$work/master" stop
+	till -d run -o /dev/null -c "SELECT possync_schedule('sale', 'push', every => '1 hour')"
+	sleep 16
+	as pg_ctl -w -s -D "$work/master" -l "$work/log/master" start
+	start_clock
+	until [ "$(till -d run -c 'SELECT count(*) FROM synchronize_queue')" = 0 ]; do
+		sleep 0.1
+	done
+	stop_clock
+	till -d run -o /dev/null -c "SELECT possync_unschedule('sale')"
+	check_sales possync
+	record recover 0 possync 1 0 1
+	forget_sales
+}
+
 # capture: what the triggers cost who sells: a transaction of six rows, 1,000
 # rows of a big insert, a transaction while 20 sell at a time
 capture()

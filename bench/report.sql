@@ -20,7 +20,7 @@ SELECT experiment, rtt, variant || CASE WHEN bool_or(scaled) THEN ' *' ELSE '' E
 FROM compared
 GROUP BY experiment, rtt, variant
 ORDER BY array_position(ARRAY['initial', 'rtt', 'nothing', 'delta', 'memory', 'push',
-		'sale', 'capture', 'sellers', 'bulk', 'backlog', 'selling', 'paced'], experiment),
+		'sale', 'recover', 'capture', 'sellers', 'bulk', 'backlog', 'selling', 'paced'], experiment),
 	rtt, array_position(ARRAY['copy', 'selects', 'fdw', 'row', 'possync'], variant),
 	variant;
 
