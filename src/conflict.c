@@ -34,7 +34,9 @@
 /*
  * Loads the queued changes of a model's rows into a row set that statements
  * can join, called possync_pending_<model>: local key, whether the row was
- * inserted here or wins over whatever the remote has, the row as it was before.  Returns false if there are none.
+ * inserted here or wins over whatever the remote has, a row that the remote may
+ * have: what it was before, and what a push makes of it that may have arrived.
+ * Returns false if there are none.
  */
 bool
 pos_conflict_load(PosRun *run, PosModel *model)
@@ -47,14 +49,16 @@ pos_conflict_load(PosRun *run, PosModel *model)
 	if (!pos_queue_is_captured(model->rel))
 		return false;
 	pos_spool_write();
-	n = pos_store_execute("SELECT DISTINCT ON (local_key, local_key_text)"
+	n = pos_store_execute("(SELECT DISTINCT ON (local_key, local_key_text)"
 						  " local_key, local_key_text, operation = 'i'"
 						  " OR coalesce(json_typeof(before) = 'null', false),"
 						  " coalesce(CASE WHEN json_typeof(before) <> 'null'"
 						  " THEN before END, image)"
 						  " FROM @.synchronize_queue WHERE model = $1"
-						  " ORDER BY local_key, local_key_text, txid, id",
-						  1, types, values, NULL);
+						  " ORDER BY local_key, local_key_text, txid, id)"
+						  " UNION ALL SELECT local_key, local_key_text, false, image"
+						  " FROM @.synchronize_queue WHERE model = $1"
+						  " AND operation <> 'd'", 1, types, values, NULL);
 	if (n == 0)
 	{
 		SPI_freetuptable(SPI_tuptable);
@@ -93,24 +97,36 @@ pos_conflict_counts(PosModel *model, PosField *field)
 	return !field->is_key;
 }
 
-/* Appends a row of the columns that count, with a prefix before each. */
+/* Appends whether an image b has what the remote row r has. */
 static void
-append_row(StringInfo sql, PosModel *model, const char *prefix, bool staged)
+append_same(StringInfo sql, PosModel *model)
 {
-	int			n = 0;
+	StringInfoData image;
+	StringInfoData remote;
+	StringInfoData columns;
 
-	appendStringInfoString(sql, "ROW(");
+	initStringInfo(&image);
+	initStringInfo(&remote);
+	initStringInfo(&columns);
 	for (int i = model->nkey; i < model->nwritten; i++)
 	{
+		const char *comma = columns.len > 0 ? ", " : "";
+
 		if (!pos_conflict_counts(model, model->written[i]))
 			continue;
-		appendStringInfo(sql, "%s%s.", n++ > 0 ? ", " : "", prefix);
-		if (staged)
-			appendStringInfo(sql, "w%d", i + 1);
-		else
-			appendStringInfoString(sql, quote_identifier(model->written[i]->name));
+		appendStringInfoString(&image, comma);
+		pos_queue_append_value(&image, "b", model->written[i]);
+		appendStringInfo(&remote, "%sr.w%d", comma, i + 1);
+		appendStringInfoString(&columns, comma);
+		pos_queue_append_column(&columns, model->written[i]);
 	}
-	appendStringInfoString(sql, ")::pg_catalog.record");
+	if (columns.len == 0)
+		appendStringInfoString(sql, "true");
+	else
+		appendStringInfo(sql, "(SELECT ROW(%s)::pg_catalog.record"
+						 " OPERATOR(pg_catalog.*=) ROW(%s)::pg_catalog.record"
+						 " FROM pg_catalog.json_to_record(p.before) b(%s))",
+						 image.data, remote.data, columns.data);
 }
 
 /*
@@ -123,7 +139,6 @@ void
 pos_conflict_append_state(StringInfo sql, PosModel *model)
 {
 	PosField   *newest = NULL;
-	bool		any = false;
 
 	if (model->pending == NULL)
 	{
@@ -131,28 +146,18 @@ pos_conflict_append_state(StringInfo sql, PosModel *model)
 		return;
 	}
 	for (int i = model->nkey; i < model->nwritten; i++)
-		if (pos_conflict_counts(model, model->written[i]))
-			any = true;
-		else
+		if (!pos_conflict_counts(model, model->written[i]))
 			newest = model->written[i];
-	appendStringInfoString(sql, ", (SELECT CASE WHEN p.new");
-	if (any)
-	{
-		appendStringInfo(sql, " OR NOT (SELECT ");
-		append_row(sql, model, "b", false);
-		appendStringInfoString(sql, " OPERATOR(pg_catalog.*<>) ");
-		append_row(sql, model, "r", true);
-		appendStringInfo(sql, " FROM pg_catalog.json_populate_record(NULL::%s, p.before) b)",
-						 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(model->rel)),
-													RelationGetRelationName(model->rel)));
-	}
-	appendStringInfoString(sql, " THEN 0");
+	appendStringInfoString(sql, ", (SELECT CASE WHEN pg_catalog.bool_or(p.new OR ");
+	append_same(sql, model);
+	appendStringInfoString(sql, ") THEN 0");
 	if (newest != NULL)
 		appendStringInfo(sql, " WHEN t.%s OPERATOR(pg_catalog.>) r.w%d THEN 1",
 						 quote_identifier(newest->name),
 						 newest->staged - POS_STAGE_FIRST + 1);
 	appendStringInfo(sql, " ELSE 2 END FROM possync_pending_%d p"
-					 " WHERE p.key OPERATOR(pg_catalog.=) r.lkey)", model->id);
+					 " WHERE p.key OPERATOR(pg_catalog.=) r.lkey"
+					 " HAVING pg_catalog.count(*) > 0)", model->id);
 }
 
 /*

@@ -133,9 +133,8 @@ typedef enum PosStepKind
  * are there.
  *
  * Rows of EXPECT have other labels: n, by which a failure names the row, k1.. for
- * the key, and two values for each column, a1.. and b1..: a row is as expected if
- * all of its columns are as the former, or all as the latter, say.  Rows with the
- * same n give further choices.
+ * the key, and a1.. for the columns.  Those with the same n are choices: one of them
+ * has to fit, by the types that the caller has for the columns.
  */
 typedef struct PosStep
 {

@@ -78,7 +78,8 @@ note_entry(PosRun *run, SPITupleTable *entries, uint64 i)
 		row->flags = operation == 'i' ? POS_ROW_NEW : POS_ROW_UPDATED;
 		row->taken = false;
 		row->first = i;
-		row->before = NULL;
+		row->befores = NIL;
+		row->unforeseen = false;
 	}
 	if (operation == 'u')
 		row->flags |= POS_ROW_UPDATED;
@@ -123,45 +124,122 @@ put_image(PosRun *run, SPITupleTable *entries, uint64 i)
 	pos_rowset_put(model->outgoing->images, values, nulls);
 }
 
-/*
- * Puts what the row of an entry was before into a set of its model, if the entry
- * is the row's first and it is to be asked for.
- */
-static void
-put_before(PosRun *run, SPITupleTable *entries, uint64 i)
+/* Whether a push looks if the remote has changed rows of a model, too. */
+static bool
+is_watched(PosModel *model)
 {
-	PosModel   *model = entry_model(run, entries, i);
-	Datum		values[3];
-	bool		nulls[3] = {false};
-	KeySetEntry *row;
-
-	values[2] = SPI_getbinval(entries->vals[i], entries->tupdesc, ENTRY_BEFORE,
-							  &nulls[2]);
-	if (nulls[2])
-		return;
-	values[0] = entry_key(model, entries, i);
-	values[1] = Int64GetDatum(0);
-	row = keyset_lookup(model->outgoing->keys->hash,
-						pos_key_string(values[0], model->local_int));
-	if (row->first == i)
-		pos_rowset_put(model->outgoing->befores, values, nulls);
+	return model->on_conflict != POS_LOCAL_WINS && model->update_matched;
 }
 
-/* The models of which a push looks whether the remote has changed a row, too. */
-static Datum
-watched_ids(PosRun *run)
+/* Returns those models. */
+static List *
+watched_models(PosRun *run)
 {
 	List	   *models = NIL;
 	ListCell   *lc;
 
 	foreach(lc, run->tree->models)
-	{
-		PosModel   *model = lfirst(lc);
+		if (is_watched(lfirst(lc)))
+		models = lappend(models, lfirst(lc));
+	return models;
+}
 
-		if (model->on_conflict != POS_LOCAL_WINS && model->update_matched)
-			models = lappend(models, model);
+/* Puts an image into the set of what the remote may have. */
+static void
+put_expected(PosModel *model, Datum key, Datum image)
+{
+	Datum		values[3] = {key, Int64GetDatum(0), image};
+	bool		nulls[3] = {false};
+
+	pos_rowset_put(model->outgoing->befores, values, nulls);
+}
+
+/*
+ * Puts what the remote may have of an entry's row into a set of its model, if the
+ * remote is to be asked: what the row was before its first entry, and, in case they
+ * have arrived already, what its entries made of it.
+ */
+static void
+put_before(PosRun *run, SPITupleTable *entries, uint64 i)
+{
+	PosModel   *model = entry_model(run, entries, i);
+	Datum		key = entry_key(model, entries, i);
+	KeySetEntry *row = keyset_lookup(model->outgoing->keys->hash,
+									 pos_key_string(key, model->local_int));
+	bool		isnull;
+	Datum		before;
+
+	if (!is_watched(model))
+		return;
+	before = SPI_getbinval(entries->vals[i], entries->tupdesc, ENTRY_BEFORE, &isnull);
+	if (row->first == i)
+		row->unforeseen = isnull;
+	if (row->first == i && !isnull)
+		put_expected(model, key, before);
+	if (!row->unforeseen &&
+		DatumGetChar(entry_value(entries, i, ENTRY_OPERATION)) != 'd')
+		put_expected(model, key, entry_value(entries, i, ENTRY_IMAGE));
+}
+
+/*
+ * After a batch that may have arrived, the remote may have what later entries than
+ * those at hand made of a row.
+ */
+static void
+put_later(PosRun *run, PosBatch *batch, Datum watched)
+{
+	Oid			types[] = {INT8ARRAYOID, INT2ARRAYOID};
+	Datum		arguments[] = {int8_array(batch->ntxids, batch->txids), watched};
+	uint64		n = pos_store_execute("SELECT model, local_key, local_key_text,"
+									  " operation, image"
+									  " FROM @.synchronize_queue"
+									  " WHERE txid <> ALL ($1)"
+									  " AND model = ANY ($2) AND operation <> 'd'"
+									  " ORDER BY txid, id", 2, types, arguments, NULL);
+	SPITupleTable *entries = SPI_tuptable;
+
+	for (uint64 i = 0; i < n; i++)
+	{
+		PosModel   *model = entry_model(run, entries, i);
+		Datum		key = entry_key(model, entries, i);
+		KeySetEntry *row;
+
+		MemoryContextReset(run->row);
+		row = keyset_lookup(model->outgoing->keys->hash,
+							pos_key_string(key, model->local_int));
+		if (row != NULL && !row->unforeseen)
+			put_expected(model, key, entry_value(entries, i, ENTRY_IMAGE));
 	}
-	return pos_config_ids(models);
+	SPI_freetuptable(entries);
+}
+
+/*
+ * Rows are sent as they are now, before their queued entries, because others need
+ * them: what those expect the remote to have is not what it has then.
+ */
+void
+pos_entries_overtake(PosModel *model, List *keys)
+{
+	Oid			types[] = {INT2OID, TEXTARRAYOID};
+	Datum		values[2];
+	Datum	   *texts = palloc(list_length(keys) * sizeof(Datum));
+	int			n = 0;
+	ListCell   *lc;
+
+	if (!is_watched(model))
+		return;
+	foreach(lc, keys)
+		texts[n++] = CStringGetTextDatum(lfirst(lc));
+	values[0] = Int16GetDatum(model->id);
+	values[1] = PointerGetDatum(construct_array(texts, n, TEXTOID, -1, false,
+												TYPALIGN_INT));
+	pos_store_execute("UPDATE @.synchronize_queue SET before = 'null'"
+					  " WHERE operation <> 'i' AND (txid, id) IN"
+					  " (SELECT DISTINCT ON (local_key, local_key_text) txid, id"
+					  " FROM @.synchronize_queue WHERE model = $1"
+					  " AND coalesce(local_key::text, local_key_text) = ANY ($2)"
+					  " ORDER BY local_key, local_key_text, txid, id)",
+					  2, types, values, NULL);
 }
 
 /*
@@ -171,10 +249,11 @@ watched_ids(PosRun *run)
 void
 pos_entries_load(PosRun *run, PosBatch *batch)
 {
+	List	   *watched = watched_models(run);
 	Oid			types[] = {INT8ARRAYOID, INT2ARRAYOID, INT2ARRAYOID};
 	Datum		arguments[] = {
 		int8_array(batch->ntxids, batch->txids),
-		pos_config_ids(run->tree->models), watched_ids(run)
+		pos_config_ids(run->tree->models), pos_config_ids(watched)
 	};
 	uint64		n = pos_store_execute("SELECT model, local_key, local_key_text,"
 									  " operation, image,"
@@ -212,6 +291,8 @@ pos_entries_load(PosRun *run, PosBatch *batch)
 		put_image(run, entries, i);
 		put_before(run, entries, i);
 	}
+	if (watched != NIL && run->open != NIL)
+		put_later(run, batch, arguments[2]);
 	MemoryContextSwitchTo(old);
 	SPI_freetuptable(entries);
 }

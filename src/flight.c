@@ -35,6 +35,7 @@ pos_flight_launch(PosPush *push, PosFlight *flight)
 	pos_transaction_begin();
 	MemoryContextSwitchTo(flight->context);
 	flight->arrived = flight->steps.nsteps == 0;
+	flight->received = 0;
 	if (!flight->arrived)
 		connection->ops->send(connection, flight->steps.steps,
 							  flight->steps.nsteps, &push->pending);
@@ -72,7 +73,7 @@ count(PosPush *push, PosFlight *flight)
 			push->counts.updated += steps->steps[i]->affected;
 		else if (steps->steps[i]->kind == POS_STEP_INSERT)
 			push->counts.created += steps->steps[i]->affected;
-	push->received += flight->run->connection->ops->received(flight->run->connection);
+	push->received += flight->received;
 }
 
 /*
@@ -96,6 +97,8 @@ pos_flight_land(PosPush *push)
 		flight->run->connection->ops->receive(flight->run->connection);
 		push->landing = false;
 		flight->arrived = true;
+		flight->received =
+			flight->run->connection->ops->received(flight->run->connection);
 	}
 	if (!flight->counted)
 	{

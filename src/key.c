@@ -32,15 +32,31 @@ depends_on_settings(Oid type)
 		base != NUMERICOID && !pos_key_is_integer(base);
 }
 
-/* Returns a value's text, independent of the session's settings. */
-static Datum
-column_text(Oid type, Datum value)
+/*
+ * Makes values have texts that mean the same to everybody, until AtEOXact_GUC is
+ * called with what it returns.
+ */
+int
+pos_key_pin_settings(void)
 {
 	static const char *const settings[][2] = {
 		{"datestyle", "ISO"}, {"intervalstyle", "postgres"},
 		{"timezone", "UTC"}, {"extra_float_digits", "1"},
 		{"bytea_output", "hex"}, {"lc_monetary", "C"}
 	};
+	int			nestlevel = NewGUCNestLevel();
+
+	for (int i = 0; i < lengthof(settings); i++)
+		(void) set_config_option(settings[i][0], settings[i][1],
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	return nestlevel;
+}
+
+/* Returns a value's text, independent of the session's settings. */
+static Datum
+column_text(Oid type, Datum value)
+{
 	Oid			output;
 	bool		varlena;
 	bool		pin = depends_on_settings(type);
@@ -49,13 +65,7 @@ column_text(Oid type, Datum value)
 
 	getTypeOutputInfo(type, &output, &varlena);
 	if (pin)
-	{
-		nestlevel = NewGUCNestLevel();
-		for (int i = 0; i < lengthof(settings); i++)
-			(void) set_config_option(settings[i][0], settings[i][1],
-									 PGC_USERSET, PGC_S_SESSION,
-									 GUC_ACTION_SAVE, true, 0, false);
-	}
+		nestlevel = pos_key_pin_settings();
 	string = OidOutputFunctionCall(output, value);
 	if (pin)
 		AtEOXact_GUC(true, nestlevel);

@@ -17,9 +17,8 @@ typedef struct KeySetEntry
 	uint64		last;			/* its last entry */
 	bool		taken;			/* into the batch */
 	uint64		first;			/* its first entry */
-	Datum	   *before;			/* what it was before that, staged, if the
-								 * remote must still have it; else NULL */
-	bool	   *before_nulls;
+	List	   *befores;		/* of PosBefore: what the remote may have */
+	bool		unforeseen;		/* nobody knows what the remote has */
 } KeySetEntry;
 
 #define SH_PREFIX keyset

@@ -225,6 +225,7 @@ extern void pos_stage_layout(PosModel *model);
 
 /* in key.c */
 extern bool pos_key_is_integer(Oid base);
+extern int	pos_key_pin_settings(void);
 extern Datum pos_key_integer(Oid base, int64 number);
 extern Datum pos_key_from_integer(Oid base, Datum value);
 extern Datum pos_key_from_parts(int nparts, Datum *texts);

@@ -44,7 +44,8 @@ add_key(PosRun *run, PosKeySet *set, const char *key)
 	{
 		entry->key = MemoryContextStrdup(run->context, key);
 		entry->taken = false;
-		entry->before = NULL;
+		entry->befores = NIL;
+		entry->unforeseen = false;
 	}
 	return !found;
 }
@@ -188,8 +189,9 @@ check_readable(PosModel *model)
 }
 
 /*
- * Keeps what a queued row was before, for the remote must still have it.  A row
- * that referred to what the remote does not have was not synchronized like this.
+ * Keeps a row as the remote may have it.  One that refers to what the remote does
+ * not have is not there; and if that is the row as it was synchronized last, it was
+ * so in another way, and nothing can be expected.
  */
 static void
 keep_before(PosRun *run, PosModel *model, Datum *values, bool *nulls)
@@ -198,6 +200,7 @@ keep_before(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 	KeySetEntry *row = keyset_lookup(model->outgoing->keys->hash,
 									 pos_key_string(values[POS_STAGE_LOCAL],
 													model->local_int));
+	PosBefore  *before;
 	MemoryContext old;
 	ListCell   *lc;
 
@@ -211,35 +214,44 @@ keep_before(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 
 		if (!isnull && pos_translation_find(run, reference->parent, key, &remote,
 											&known) != POS_FOUND)
+		{
+			row->unforeseen = row->unforeseen || row->befores == NIL;
 			return;
+		}
 	}
 	old = MemoryContextSwitchTo(run->context);
-	row->before = palloc(natts * sizeof(Datum));
-	row->before_nulls = palloc(natts * sizeof(bool));
-	memcpy(row->before_nulls, nulls, natts * sizeof(bool));
+	before = palloc(sizeof(PosBefore));
+	before->values = palloc(natts * sizeof(Datum));
+	before->nulls = palloc(natts * sizeof(bool));
+	memcpy(before->nulls, nulls, natts * sizeof(bool));
 	for (int i = POS_STAGE_FIRST; i < natts; i++)
 	{
 		Form_pg_attribute attribute = TupleDescAttr(model->stage, i);
 
 		if (!nulls[i])
-			row->before[i] = datumCopy(values[i], attribute->attbyval,
-									   attribute->attlen);
+			before->values[i] = datumCopy(values[i], attribute->attbyval,
+										  attribute->attlen);
 	}
+	row->befores = lappend(row->befores, before);
 	MemoryContextSwitchTo(old);
 }
 
 /*
- * Returns what a row was before, staged, if the remote must still have it, else
- * NULL.
+ * Returns as what the remote may have a row, of PosBefore, NIL if nobody has to
+ * ask; only once.
  */
-Datum *
-pos_outgoing_before(PosModel *model, Datum local, bool **nulls)
+List *
+pos_outgoing_befores(PosModel *model, Datum local)
 {
 	KeySetEntry *row = keyset_lookup(model->outgoing->keys->hash,
 									 pos_key_string(local, model->local_int));
+	List	   *befores;
 
-	*nulls = row == NULL ? NULL : row->before_nulls;
-	return row == NULL ? NULL : row->before;
+	if (row == NULL || row->unforeseen)
+		return NIL;
+	befores = row->befores;
+	row->befores = NIL;
+	return befores;
 }
 
 /* What becomes of a row that was read */
@@ -286,21 +298,6 @@ take_rows(PosRun *run, PosModel *model, const char *sql, Take take)
 	pfree(nulls);
 }
 
-/* Whether a value is JSON itself, which an image holds as a string. */
-static bool
-is_json(PosField *field)
-{
-	return field->base == JSONOID || field->base == JSONBOID;
-}
-
-/* Returns the name of a column's type, without a modifier that could cut. */
-static char *
-type_name(PosField *field)
-{
-	return format_type_extended(field->type, -1, FORMAT_TYPE_TYPEMOD_GIVEN |
-								FORMAT_TYPE_FORCE_QUALIFY);
-}
-
 /* Returns an empty set for the images of a model. */
 static PosRowset *
 make_images(PosModel *model)
@@ -330,17 +327,17 @@ take_images(PosRun *run, PosModel *model, PosRowset *images, Take take)
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "SELECT i.key, i.flags");
 	for (int i = 0; i < model->nwritten; i++)
-		appendStringInfo(&sql, ", r.%s%s%s",
-						 quote_identifier(model->written[i]->name),
-						 is_json(model->written[i]) ? "::" : "",
-						 is_json(model->written[i]) ? type_name(model->written[i]) : "");
+	{
+		appendStringInfoString(&sql, ", ");
+		pos_queue_append_value(&sql, "r", model->written[i]);
+	}
 	appendStringInfoString(&sql, " FROM possync_images i,"
 						   " pg_catalog.json_to_record(i.image) r(");
 	for (int i = 0; i < model->nwritten; i++)
-		appendStringInfo(&sql, "%s%s %s", i > 0 ? ", " : "",
-						 quote_identifier(model->written[i]->name),
-						 is_json(model->written[i]) ? "pg_catalog.text" :
-						 type_name(model->written[i]));
+	{
+		appendStringInfoString(&sql, i > 0 ? ", " : "");
+		pos_queue_append_column(&sql, model->written[i]);
+	}
 	appendStringInfoChar(&sql, ')');
 	pos_rowset_publish(images);
 	take_rows(run, model, sql.data, take);
@@ -371,6 +368,7 @@ take_needed(PosRun *run, PosModel *model)
 		return false;
 	check_readable(model);
 	model->outgoing->needed = NIL;
+	pos_entries_overtake(model, needed);
 	values = palloc0(model->stage->natts * sizeof(Datum));
 	nulls = palloc(model->stage->natts * sizeof(bool));
 	keys = pos_rowset_create("possync_needed", model->stage);

@@ -12,8 +12,11 @@
  */
 #include "postgres.h"
 
+#include "access/transam.h"
+#include "catalog/pg_type.h"
 #include "connection_postgres.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 
 /* The rows of a step, all at once */
 #define READ_ROWS "json_to_recordset($1::pg_catalog.json)"
@@ -187,24 +190,51 @@ append_claim(StringInfo sql, PosPgRelation *relation, PosStep *step)
 	appendStringInfoString(sql, "))");
 }
 
-/* Appends a row of t's columns, or of the rows' values of them. */
-static void
-append_record(StringInfo sql, PosPgRelation *relation, PosStep *step, char value)
+/*
+ * Returns the type in which a column is compared with what the caller has: the
+ * caller's, as its values have been through that, if the remote knows it.
+ */
+static char *
+common_type(PosPgRelation *relation, PosStep *step, int column, Oid *base)
 {
-	appendStringInfoString(sql, "ROW(");
-	for (int i = 0; i < step->ncolumns; i++)
-	{
-		PosPgAttribute *attribute = pos_pg_attribute(relation, step->columns[i]);
+	PosTable   *table = step->table;
 
-		appendStringInfoString(sql, i > 0 ? ", " : "");
-		if (value == '\0')
-			appendStringInfo(sql, "t.%s", quote_identifier(step->columns[i]));
-		else
-			appendStringInfo(sql, "r.%c%d%s%s", value, i + 1,
-							 is_json(attribute) ? "::" : "",
-							 is_json(attribute) ? attribute->typename : "");
+	for (int i = 0; i < table->ncolumns; i++)
+	{
+		int32		typmod = table->columns[i].typmod;
+
+		if (strcmp(table->columns[i].remote, step->columns[column]) != 0 ||
+			table->columns[i].form != POS_FORM_VALUE)
+			continue;
+		*base = getBaseTypeAndTypmod(table->columns[i].type, &typmod);
+		if (*base < FirstGenbkiObjectId)
+			return format_type_extended(*base, typmod,
+										FORMAT_TYPE_TYPEMOD_GIVEN |
+										FORMAT_TYPE_FORCE_QUALIFY);
 	}
-	appendStringInfoString(sql, ")::record");
+	*base = InvalidOid;
+	return pos_pg_attribute(relation, step->columns[column])->typename;
+}
+
+/* Appends the comparison of a column with what is expected; null equals null. */
+static void
+append_as_expected(StringInfo sql, PosPgRelation *relation, PosStep *step,
+				   int column)
+{
+	const char *name = quote_identifier(step->columns[column]);
+	Oid			base;
+	char	   *type = common_type(relation, step, column, &base);
+
+	appendStringInfoString(sql, column > 0 ? " AND " : "");
+	if (base == JSONOID || base == JSONBOID)
+		appendStringInfo(sql, "t.%s::jsonb IS NOT DISTINCT FROM r.a%d::jsonb",
+						 name, column + 1);
+	else if (base == NUMERICOID)
+		appendStringInfo(sql, "t.%s::%s IS NOT DISTINCT FROM r.a%d",
+						 name, type, column + 1);
+	else
+		appendStringInfo(sql, "ROW(t.%s::%s)::record *= ROW(r.a%d)::record",
+						 name, type, column + 1);
 }
 
 /* The statement that fails if rows are not as expected, and locks the others. */
@@ -215,24 +245,19 @@ append_expect(StringInfo sql, PosPgRelation *relation, PosStep *step)
 
 	appendStringInfoString(sql, "SELECT ('" POS_PG_COMPLAINT "' || pg_catalog.min(n) || '"
 						   POS_PG_COMPLAINT_END "')::int4 FROM (SELECT n FROM (SELECT r.n, ");
-	append_record(sql, relation, step, '\0');
-	appendStringInfoString(sql, " *= ");
-	append_record(sql, relation, step, 'a');
-	appendStringInfoString(sql, " OR ");
-	append_record(sql, relation, step, '\0');
-	appendStringInfoString(sql, " *= ");
-	append_record(sql, relation, step, 'b');
+	for (int i = 0; i < step->ncolumns; i++)
+		append_as_expected(sql, relation, step, i);
 	appendStringInfoString(sql, " AS same FROM pg_catalog." READ_ROWS " r(n pg_catalog.text");
 	for (int i = 0; i < table->nkey; i++)
 		appendStringInfo(sql, ", k%d %s", i + 1,
 						 pos_pg_attribute(relation, table->columns[i].remote)->typename);
 	for (int i = 0; i < step->ncolumns; i++)
 	{
-		PosPgAttribute *attribute = pos_pg_attribute(relation, step->columns[i]);
-		const char *type = is_json(attribute) ? "pg_catalog.text" :
-		attribute->typename;
+		Oid			base;
+		char	   *type = common_type(relation, step, i, &base);
+		bool		json = base == JSONOID || base == JSONBOID;
 
-		appendStringInfo(sql, ", a%d %s, b%d %s", i + 1, type, i + 1, type);
+		appendStringInfo(sql, ", a%d %s", i + 1, json ? "pg_catalog.text" : type);
 	}
 	appendStringInfo(sql, ") JOIN %s t ON ", relation->sql);
 	for (int i = 0; i < table->nkey; i++)

@@ -314,7 +314,9 @@ pos_pg_write_receive(PosConnection *connection)
 		know_tables(session);
 		pos_pg_session_enter(session);
 		send_steps(session);
-		(void) receive_steps(session, false);
+		if (!receive_steps(session, false))
+			pos_pg_error(session);	/* lost before it had ended what was
+									 * before */
 	}
 	*session->pending = false;
 	pos_pg_session_leave(session);

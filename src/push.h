@@ -31,7 +31,9 @@ typedef struct PosKeySet PosKeySet;
 typedef struct PosOutgoing
 {
 	PosRowset  *images;			/* of queued rows, until they are taken */
-	PosRowset  *befores;		/* what they were, likewise */
+	PosRowset  *befores;		/* what the remote may have of them, likewise;
+								 * the first of a row is what was synchronized
+								 * last */
 	List	   *labels;			/* of char *: names in images that have a
 								 * column */
 	PosRowset  *rows;
@@ -39,6 +41,13 @@ typedef struct PosOutgoing
 	List	   *needed;			/* of char *: keys of rows to be fetched */
 	PosKeySet  *held;			/* of rows in transactions that are held */
 } PosOutgoing;
+
+/* A row as the remote may have it */
+typedef struct PosBefore
+{
+	Datum	   *values;			/* staged */
+	bool	   *nulls;
+} PosBefore;
 
 /* The row that a batch failed for, where it is known */
 typedef struct PosCulprit
@@ -98,6 +107,7 @@ typedef struct PosFlight
 	PosSteps	steps;
 	int64		from;			/* where the search for it began */
 	bool		arrived;		/* the remote has done it */
+	uint64		received;		/* bytes */
 	bool		counted;
 } PosFlight;
 
@@ -136,12 +146,13 @@ extern void pos_recognise_batch(PosRun *run, PosBatch *batch);
 
 /* in entries.c */
 extern void pos_entries_load(PosRun *run, PosBatch *batch);
+extern void pos_entries_overtake(PosModel *model, List *keys);
 
 /* in outgoing.c */
 extern void pos_outgoing_collect(PosRun *run, PosBatch *batch);
 extern Datum pos_outgoing_parent(PosReference *reference, Datum *values,
 								 bool *nulls, bool *isnull);
-extern Datum *pos_outgoing_before(PosModel *model, Datum local, bool **nulls);
+extern List *pos_outgoing_befores(PosModel *model, Datum local);
 extern void pos_outgoing_free(PosRun *run);
 
 /* in batch.c */

@@ -14,6 +14,7 @@
 #include "store.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
 
@@ -100,6 +101,7 @@ pos_quarantine_retry(PosRun *run)
 char *
 pos_quarantine_image(PosModel *model, Datum *values, bool *nulls)
 {
+	int			nestlevel = pos_key_pin_settings();
 	StringInfoData buf;
 
 	initStringInfo(&buf);
@@ -121,6 +123,7 @@ pos_quarantine_image(PosModel *model, Datum *values, bool *nulls)
 		escape_json(&buf, OidOutputFunctionCall(output, values[field->staged]));
 	}
 	appendStringInfoChar(&buf, '}');
+	AtEOXact_GUC(true, nestlevel);
 	return buf.data;
 }
 
@@ -191,6 +194,7 @@ remove_solved(PosModel *model)
 	Datum		values[] = {Int16GetDatum(model->id)};
 
 	pos_store_execute("DELETE FROM @.synchronize_quarantine q WHERE model = $1"
+					  " AND direction = 'pull' AND discarded_at IS NULL"
 					  " AND NOT EXISTS (SELECT 1 FROM possync_rejects r"
 					  " WHERE r.model = q.model"
 					  " AND r.remote_key = q.remote_key)",

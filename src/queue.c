@@ -629,3 +629,35 @@ possync_capture(PG_FUNCTION_ARGS)
 		AtEOXact_GUC(true, nestlevel);
 	PG_RETURN_POINTER(NULL);
 }
+
+/* Whether a value is JSON itself, which an image holds as a string. */
+static bool
+is_json(PosField *field)
+{
+	return field->base == JSONOID || field->base == JSONBOID;
+}
+
+/* Returns the name of a column's type, without a modifier that could cut. */
+static char *
+type_name(PosField *field)
+{
+	return format_type_extended(field->type, -1, FORMAT_TYPE_TYPEMOD_GIVEN |
+								FORMAT_TYPE_FORCE_QUALIFY);
+}
+
+/* Appends what json_to_record has to be told of a column of an image. */
+void
+pos_queue_append_column(StringInfo sql, PosField *field)
+{
+	appendStringInfo(sql, "%s %s", quote_identifier(field->name),
+					 is_json(field) ? "pg_catalog.text" : type_name(field));
+}
+
+/* Appends the value of a column of what that returns. */
+void
+pos_queue_append_value(StringInfo sql, const char *alias, PosField *field)
+{
+	appendStringInfo(sql, "%s.%s", alias, quote_identifier(field->name));
+	if (is_json(field))
+		appendStringInfo(sql, "::%s", type_name(field));
+}

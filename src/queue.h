@@ -5,6 +5,7 @@
 #ifndef POSSYNC_QUEUE_H
 #define POSSYNC_QUEUE_H
 
+#include "model.h"
 #include "utils/rel.h"
 #include "utils/reltrigger.h"
 
@@ -14,5 +15,8 @@ extern bool pos_queue_is_capture(Trigger *trigger);
 extern bool pos_queue_is_captured(Relation rel);
 extern List *pos_queue_labels(Relation rel);
 extern char *pos_queue_stranger(text *image, List *labels);
+extern void pos_queue_append_column(StringInfo sql, PosField *field);
+extern void pos_queue_append_value(StringInfo sql, const char *alias,
+								   PosField *field);
 
 #endif							/* POSSYNC_QUEUE_H */

@@ -182,7 +182,8 @@ settle_conflict(Entry *entry, bool local)
 	values[2] = Int64GetDatum(entry->id);
 	if (local)
 		pos_store_execute("UPDATE @.synchronize_queue SET before ="
-						  " (SELECT coalesce(row_image -> 'remote', 'null')::json"
+						  " (SELECT CASE WHEN txid IS NULL"
+						  " THEN row_image -> 'remote' ELSE 'null' END::json"
 						  " FROM @.synchronize_quarantine WHERE id = $3)"
 						  " WHERE (txid, id) = (SELECT txid, id"
 						  " FROM @.synchronize_queue WHERE model = $1"

@@ -359,16 +359,16 @@ append_numbered(StringInfo buf, char letter, int number, const char *text)
 	escape_json(buf, text);
 }
 
-/* Appends the row of an expectation: what a row was, or what it becomes. */
+/* Appends a row as the remote may have it. */
 static void
-append_expected(StringInfo buf, PosRun *run, PosModel *model, Datum *values,
-				bool *nulls, Datum *before, bool *before_nulls, Datum remote)
+append_expected(StringInfo buf, PosRun *run, PosModel *model, Datum local,
+				Datum remote, PosBefore *before)
 {
 	Datum		parts[INDEX_MAX_KEYS];
 	int			n = 0;
 
 	append_label(buf, "n");
-	escape_json(buf, pos_key_string(values[POS_STAGE_LOCAL], model->local_int));
+	escape_json(buf, pos_key_string(local, model->local_int));
 	if (model->nkey == 1)
 		append_numbered(buf, 'k', 1, pos_key_string(remote, model->remote_int));
 	else
@@ -376,21 +376,13 @@ append_expected(StringInfo buf, PosRun *run, PosModel *model, Datum *values,
 	for (int i = 0; i < model->nkey && model->nkey > 1; i++)
 		append_numbered(buf, 'k', i + 1, TextDatumGetCString(parts[i]));
 	for (int i = 0; i < model->nwritten; i++)
-	{
-		PosField   *field = model->written[i];
-
-		if (!has_column(POS_STEP_EXPECT, model, field))
-			continue;
-		n++;
-		append_numbered(buf, 'a', n, pos_steps_text(run, field, before, before_nulls));
-		append_numbered(buf, 'b', n, pos_steps_text(run, field, values, nulls));
-	}
+		if (has_column(POS_STEP_EXPECT, model, model->written[i]))
+			append_numbered(buf, 'a', ++n,
+							pos_steps_text(run, model->written[i],
+										   before->values, before->nulls));
 }
 
-/*
- * Adds the steps that look whether the remote has changed rows of a model, too.
- * A row that is sent again may be there as it is to become.
- */
+/* Adds the steps that look whether the remote has changed rows of a model, too. */
 static void
 add_expected(PosRun *run, PosModel *model, PosSteps *steps)
 {
@@ -401,13 +393,12 @@ add_expected(PosRun *run, PosModel *model, PosSteps *steps)
 	pos_rowset_rewind(model->outgoing->rows);
 	while (pos_rowset_next(model->outgoing->rows, &values, &nulls))
 	{
-		bool	   *before_nulls;
-		Datum	   *before = pos_outgoing_before(model, values[POS_STAGE_LOCAL],
-												 &before_nulls);
+		List	   *befores = pos_outgoing_befores(model, values[POS_STAGE_LOCAL]);
 		Datum		remote;
 		uint8		known;
+		ListCell   *lc;
 
-		if (before == NULL ||
+		if (befores == NIL ||
 			(DatumGetInt64(values[POS_STAGE_OLD]) & (POS_ROW_MATCHED | POS_ROW_CREATED)) ||
 			pos_translation_find(run, model, values[POS_STAGE_LOCAL], &remote,
 								 &known) != POS_FOUND)
@@ -419,10 +410,13 @@ add_expected(PosRun *run, PosModel *model, PosSteps *steps)
 		}
 		if (step->ncolumns == 0)
 			break;
-		pos_steps_begin_row(steps);
-		append_expected(&steps->rows, run, model, values, nulls, before,
-						before_nulls, remote);
-		pos_steps_end_row(steps);
+		foreach(lc, befores)
+		{
+			pos_steps_begin_row(steps);
+			append_expected(&steps->rows, run, model, values[POS_STAGE_LOCAL],
+							remote, lfirst(lc));
+			pos_steps_end_row(steps);
+		}
 	}
 	if (step != NULL && step->ncolumns == 0)
 		steps->nsteps--;
