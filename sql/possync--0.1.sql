@@ -267,9 +267,11 @@ COMMENT ON COLUMN @extschema@.synchronize_batch.given_up IS 'only rows of discar
 -- Queued transactions that wait for a person, or for one that does.
 CREATE TABLE @extschema@.synchronize_held (
 	txid bigint PRIMARY KEY,
-	quarantine bigint NOT NULL,
+	quarantine bigint NOT NULL REFERENCES @extschema@.synchronize_quarantine ON DELETE CASCADE,
 	since timestamptz NOT NULL DEFAULT now()
 );
+
+CREATE INDEX ON @extschema@.synchronize_held (quarantine);
 
 COMMENT ON TABLE @extschema@.synchronize_held IS 'queued transactions that could not be pushed, or that depend on one that could not';
 COMMENT ON COLUMN @extschema@.synchronize_held.quarantine IS 'the entry of synchronize_quarantine that tells why';

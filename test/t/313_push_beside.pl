@@ -103,15 +103,15 @@ for my $cut (qw(cut_after cut_after_sent))
 	my $end = $proxy->stats;
 	my $all = $cut eq 'cut_after' ? $end->{received} - $start->{received} : $end->{sent} - $start->{sent};
 	my %results;
-	for my $part (1 .. 12)
+	for my $part (1 .. 8)
 	{
 		sell(20);
 		my $open = open_batches();
-		$proxy->$cut(int($all * $part / 12.5));
+		$proxy->$cut(int($all * $part / 8.5));
 		my $result = push_sales($till);
 		$results{ $result =~ /^(\w+)/ ? $1 : $result }++;
 		$proxy->pass;
-		cmp_ok(open_batches() - $open, '<=', 1, "$cut $part of 12: one more batch is open at most") if $result ne 'ok';
+		cmp_ok(open_batches() - $open, '<=', 1, "$cut $part of 8: one more batch is open at most") if $result ne 'ok';
 		sell(3);
 	}
 	note(join ' ', map { "$_: $results{$_}" } sort keys %results);

@@ -115,4 +115,15 @@ is(name_of('c6'), 'T/T', 'so what was decided holds');
 pull();
 quiet('dates');
 
+# An entry that somebody deletes holds nothing any more
+on_master('ALTER TABLE customer ADD CONSTRAINT picky CHECK (name <> $$ugly$$)');
+rename_to('c2', 'ugly');
+push_sales($till);
+like(held(), qr/^error push .* 1$/, 'a transaction waits');
+on_master('ALTER TABLE customer DROP CONSTRAINT picky');
+on_till('DELETE FROM synchronize_quarantine');
+is(push_sales($till), 'ok', 'its entry is deleted by hand');
+is(name_of('c2'), 'ugly/ugly', 'and it is pushed');
+quiet('deleted by hand');
+
 done_testing();
