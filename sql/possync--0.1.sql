@@ -256,12 +256,14 @@ CREATE TABLE @extschema@.synchronize_batch (
 	id integer PRIMARY KEY,
 	run integer NOT NULL,
 	server name NOT NULL,
+	last_txid bigint NOT NULL,
 	given_up boolean NOT NULL DEFAULT false
 );
 
 COMMENT ON TABLE @extschema@.synchronize_batch IS 'batches of a push that were begun and not confirmed; their translations are pending';
 COMMENT ON COLUMN @extschema@.synchronize_batch.id IS 'the run of their translations';
 COMMENT ON COLUMN @extschema@.synchronize_batch.run IS 'the push in synchronize_history';
+COMMENT ON COLUMN @extschema@.synchronize_batch.last_txid IS 'the last queued transaction that it sent';
 COMMENT ON COLUMN @extschema@.synchronize_batch.given_up IS 'only rows of discarded transactions are left: nobody knows whether they arrived, and each is sent again if another one refers to it';
 
 -- Queued transactions that wait for a person, or for one that does.

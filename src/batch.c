@@ -169,7 +169,8 @@ pos_batch_load_open(PosRun *run)
 	};
 	uint64		n;
 
-	n = pos_store_execute("SELECT id FROM @.synchronize_batch WHERE server = $1",
+	n = pos_store_execute("SELECT id, CASE WHEN NOT given_up THEN last_txid ELSE 0 END"
+						  " FROM @.synchronize_batch WHERE server = $1",
 						  1, types, values, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
@@ -178,8 +179,14 @@ pos_batch_load_open(PosRun *run)
 													 SPI_tuptable->tupdesc, 1,
 													 &isnull));
 
-		if (flying == NULL || flying->batch.id != id)
-			run->open = lappend_int(run->open, id);
+		int64		last = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i],
+													   SPI_tuptable->tupdesc, 2,
+													   &isnull));
+
+		if (flying != NULL && flying->batch.id == id)
+			continue;
+		run->open = lappend_int(run->open, id);
+		run->arrived_to = Max(run->arrived_to, last);
 	}
 	SPI_freetuptable(SPI_tuptable);
 }
@@ -243,15 +250,16 @@ take_over(PosBatch *batch)
 void
 pos_batch_open(PosRun *run, PosBatch *batch, int32 history)
 {
-	Oid			types[] = {INT4OID, INT4OID, NAMEOID};
+	Oid			types[] = {INT4OID, INT4OID, NAMEOID, INT8OID};
 	Datum		values[] = {
 		Int32GetDatum(batch->id), Int32GetDatum(history),
-		DirectFunctionCall1(namein, CStringGetDatum(run->tree->server))
+		DirectFunctionCall1(namein, CStringGetDatum(run->tree->server)),
+		batch->txids[batch->ntxids - 1]
 	};
 	ListCell   *lc;
 
-	pos_store_execute("INSERT INTO @.synchronize_batch (id, run, server)"
-					  " VALUES ($1, $2, $3)", 3, types, values, NULL);
+	pos_store_execute("INSERT INTO @.synchronize_batch (id, run, server, last_txid)"
+					  " VALUES ($1, $2, $3, $4)", 4, types, values, NULL);
 	foreach(lc, batch->models)
 		remember_unsure(run->whole, lfirst(lc), batch);
 }

@@ -182,20 +182,22 @@ put_before(PosRun *run, SPITupleTable *entries, uint64 i)
 }
 
 /*
- * After a batch that may have arrived, the remote may have what later entries than
- * those at hand made of a row.
+ * After a batch that may have arrived, the remote may have what entries of it made of
+ * a row that come later than those at hand.
  */
 static void
 put_later(PosRun *run, PosBatch *batch, Datum watched)
 {
-	Oid			types[] = {INT8ARRAYOID, INT2ARRAYOID};
-	Datum		arguments[] = {int8_array(batch->ntxids, batch->txids), watched};
+	Oid			types[] = {INT8OID, INT8OID, INT2ARRAYOID};
+	Datum		arguments[] = {
+		batch->txids[batch->ntxids - 1], Int64GetDatum(run->arrived_to), watched
+	};
 	uint64		n = pos_store_execute("SELECT model, local_key, local_key_text,"
 									  " operation, image"
 									  " FROM @.synchronize_queue"
-									  " WHERE txid <> ALL ($1)"
-									  " AND model = ANY ($2) AND operation <> 'd'"
-									  " ORDER BY txid, id", 2, types, arguments, NULL);
+									  " WHERE txid > $1 AND txid <= $2"
+									  " AND model = ANY ($3) AND operation <> 'd'"
+									  " ORDER BY txid, id", 3, types, arguments, NULL);
 	SPITupleTable *entries = SPI_tuptable;
 
 	for (uint64 i = 0; i < n; i++)
@@ -291,7 +293,7 @@ pos_entries_load(PosRun *run, PosBatch *batch)
 		put_image(run, entries, i);
 		put_before(run, entries, i);
 	}
-	if (watched != NIL && run->open != NIL)
+	if (watched != NIL && run->arrived_to > 0)
 		put_later(run, batch, arguments[2]);
 	MemoryContextSwitchTo(old);
 	SPI_freetuptable(entries);

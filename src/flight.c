@@ -162,12 +162,12 @@ pos_flight_failed(PosPush *push)
 void
 pos_flight_abandon(PosPush *push)
 {
-	PosConnection *connection;
+	PosFlight  *flight = push->flying;
 
-	if (push->flying == NULL)
+	if (flight == NULL)
 		return;
-	connection = push->flying->run->connection;
 	push->flying = NULL;
 	pos_keys_lost();
-	connection->ops->abandon(connection);
+	if (!flight->arrived)
+		flight->run->connection->ops->abandon(flight->run->connection);
 }

@@ -13,6 +13,8 @@ typedef struct PosRun
 	int32		id;				/* in synchronize_history */
 	struct PosPush *whole;		/* the push that this is a batch of */
 	List	   *open;			/* of int: batches never confirmed, in a push */
+	int64		arrived_to;		/* queued transactions up to this one may have
+								 * arrived with them; 0: none */
 	bool		match_all;		/* a push looks even for rows that are new
 								 * here */
 	bool		full;			/* more is queued than was picked */
