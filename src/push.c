@@ -146,6 +146,8 @@ send_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 	push->culprit.model = 0;
 
 	pos_transaction_begin();
+	if (push->flying != NULL)
+		pos_transaction_wait_briefly(); /* it has locks at the remote */
 	MemoryContextSwitchTo(run->context);
 	pos_progress_phase(ntxids == 1 ? "pushing a transaction" : "pushing a batch", NULL);
 	run->match_all = attempt != POS_ATTEMPT_PLAIN;
@@ -183,8 +185,8 @@ land(PosPush *push)
 }
 
 /* A way to get on with a push */
-typedef void (*Step) (PosPush *push, int ntxids, Datum *txids,
-					  PosAttempt attempt);
+typedef void (*Action) (PosPush *push, int ntxids, Datum *txids,
+						PosAttempt attempt);
 
 static void
 send_and_land(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
@@ -223,17 +225,17 @@ blame(PosPush *push)
 }
 
 /*
- * Tries a step.  Returns the error it failed with, after its transaction was
+ * Tries something.  Returns the error it failed with, after its transaction was
  * rolled back, or NULL.
  */
 static ErrorData *
-try(PosPush *push, Step step, int ntxids, Datum *txids, PosAttempt attempt)
+try(PosPush *push, Action action, int ntxids, Datum *txids, PosAttempt attempt)
 {
 	ErrorData  *volatile error = NULL;
 
 	PG_TRY();
 	{
-		step(push, ntxids, txids, attempt);
+		action(push, ntxids, txids, attempt);
 	}
 	PG_CATCH();
 	{
@@ -284,8 +286,9 @@ hold(PosPush *push, Datum txid, ErrorData *error)
 
 /*
  * Pushes some transactions, those at fault into quarantine.  They may have failed
- * with an error before, at the first attempt.  A unique
- * constraint that is violated by a new row may mean that the row is there
+ * with an error before, at the first attempt.
+ *
+ * A unique constraint that is violated by a new row may mean that the row is there
  * already, because somebody else was faster: then it is looked for.
  *
  * A transaction alone that violates a constraint may do so because its rows are

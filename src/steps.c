@@ -3,8 +3,8 @@
  *		The rows of a batch as the steps of a write: JSON with remote names, and
  *		with foreign keys that are the remote's.
  *
- * Claims come first, and what is expected; inserts go parents first, then updates, then deletes,
- * children first; or all in the order in which they were done.
+ * Claims come first, and what is expected; inserts go parents first, then updates,
+ * then deletes, children first; or all in the order in which they were done.
  */
 #include "possync.h"
 

@@ -23,6 +23,14 @@ pos_transaction_begin(void)
 	PushActiveSnapshot(GetTransactionSnapshot());
 }
 
+/* Lets it fail rather than wait for a lock for longer than a second. */
+void
+pos_transaction_wait_briefly(void)
+{
+	(void) set_config_option("lock_timeout", "1s", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+}
+
 /* Commits it. */
 void
 pos_transaction_commit(void)

@@ -7,6 +7,7 @@
 
 /* in transaction.c */
 extern void pos_transaction_begin(void);
+extern void pos_transaction_wait_briefly(void);
 extern void pos_transaction_commit(void);
 extern void pos_transaction_commit_lazily(void);
 

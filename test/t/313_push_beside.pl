@@ -132,6 +132,23 @@ for my $fault (map { my $kind = $_; map { "$kind: push $_" } qw(bound prepared w
 	is(on_master($doubled) . open_batches(), '0', "$fault: once");
 }
 
+# Somebody has locked what the next batch needs: the one on its way lands meanwhile,
+# for it has locks at the master that others wait for
+sell(20);
+my $locker = Possync::Session->new($till);
+$locker->run('BEGIN; INSERT INTO synchronize_translation (model, decision, run, remote_key, local_key)'
+	. ' SELECT m.id, $$m$$, 0, 2000000000, s.id FROM synchronize_model m, sale s WHERE m.name = $$sale$$ ORDER BY s.id DESC OFFSET 9 LIMIT 1');
+my $pushing = Possync::Session->new($till);
+$pushing->start_sql("SELECT status FROM possync_push('sale')");
+my $blocked = q(SELECT count(*) > 0 FROM pg_locks WHERE NOT granted);
+ok($till->poll_query_until('postgres', $blocked), 'a batch that has to wait');
+ok($till->poll_query_until('postgres', 'SELECT count(*) = 0 FROM synchronize_batch'), 'holds up none that is on its way');
+cmp_ok(on_till('SELECT count(DISTINCT txid) FROM synchronize_queue'), '<', 20, 'which has landed');
+$locker->run('ROLLBACK');
+is(($pushing->answer)[0], 'ok', 'it goes on when it can');
+is_same($till, $master, $sales, 'a lock: every sale');
+is(on_master($doubled) . open_batches(), '0', 'a lock: once');
+
 # A server whose connections are not kept
 on_till("ALTER SERVER hq OPTIONS (ADD keep_connections 'off')");
 sell(20);
