@@ -224,7 +224,7 @@ CREATE INDEX synchronize_quarantine_txid ON @extschema@.synchronize_quarantine (
 
 COMMENT ON TABLE @extschema@.synchronize_quarantine IS 'rows that were left out, and why; every run tries them again';
 COMMENT ON COLUMN @extschema@.synchronize_quarantine.candidates IS 'keys between which somebody has to choose';
-COMMENT ON COLUMN @extschema@.synchronize_quarantine.retry_at IS 'a push after this time tries it again by itself; null: a pull does so every time, a conflict waits for somebody';
+COMMENT ON COLUMN @extschema@.synchronize_quarantine.retry_at IS 'a push after this time tries it again by itself; null: a pull does so every time, a conflict that it found waits for somebody';
 
 -- Committed changes waiting to be pushed, in the order in which they are.  An
 -- index more would be felt by who sells.

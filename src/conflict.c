@@ -44,26 +44,31 @@ pos_conflict_load(PosRun *run, PosModel *model)
 	Oid			types[] = {INT2OID};
 	Datum		values[] = {Int16GetDatum(model->id)};
 	TupleDesc	desc;
+	List	   *labels;
 	uint64		n;
 
 	if (!pos_queue_is_captured(model->rel))
 		return false;
 	pos_spool_write();
-	n = pos_store_execute("(SELECT DISTINCT ON (local_key, local_key_text)"
-						  " local_key, local_key_text, operation = 'i'"
-						  " OR coalesce(json_typeof(before) = 'null', false),"
+	n = pos_store_execute("WITH q AS (SELECT local_key, local_key_text, before,"
+						  " image, operation, row_number() OVER w AS n,"
+						  " first_value(operation) OVER w = 'i' AS new"
+						  " FROM @.synchronize_queue WHERE model = $1"
+						  " WINDOW w AS (PARTITION BY local_key, local_key_text"
+						  " ORDER BY txid, id))"
+						  " SELECT local_key, local_key_text,"
+						  " new OR coalesce(json_typeof(before) = 'null', false),"
 						  " coalesce(CASE WHEN json_typeof(before) <> 'null'"
-						  " THEN before END, image)"
-						  " FROM @.synchronize_queue WHERE model = $1"
-						  " ORDER BY local_key, local_key_text, txid, id)"
+						  " THEN before END, image) FROM q WHERE n = 1"
 						  " UNION ALL SELECT local_key, local_key_text, false, image"
-						  " FROM @.synchronize_queue WHERE model = $1"
-						  " AND operation <> 'd'", 1, types, values, NULL);
+						  " FROM q WHERE NOT new AND operation <> 'd'",
+						  1, types, values, NULL);
 	if (n == 0)
 	{
 		SPI_freetuptable(SPI_tuptable);
 		return false;
 	}
+	labels = pos_queue_labels(model->rel);
 	desc = CreateTemplateTupleDesc(3);
 	TupleDescInitEntry(desc, 1, "key", model->local_int ? INT8OID : TEXTOID, -1, 0);
 	TupleDescInitEntry(desc, 2, "new", BOOLOID, -1, 0);
@@ -80,6 +85,10 @@ pos_conflict_load(PosRun *run, PosModel *model)
 							   model->local_int ? 1 : 2, &nulls[0]);
 		row[1] = SPI_getbinval(tuple, SPI_tuptable->tupdesc, 3, &nulls[1]);
 		row[2] = SPI_getbinval(tuple, SPI_tuptable->tupdesc, 4, &nulls[2]);
+
+		/* of a column that was renamed nobody can tell; the push says so */
+		if (pos_queue_stranger(DatumGetTextPP(row[2]), labels) != NULL)
+			row[1] = BoolGetDatum(true);
 		pos_rowset_put(model->pending, row, nulls);
 	}
 	SPI_freetuptable(SPI_tuptable);

@@ -90,6 +90,21 @@ note_entry(PosRun *run, SPITupleTable *entries, uint64 i)
 	row->last = i;
 }
 
+/* Errors if an image has a column that its table does not have. */
+static void
+check_columns(PosModel *model, Datum image)
+{
+	char	   *stranger = pos_queue_stranger(DatumGetTextPP(image),
+											  model->outgoing->labels);
+
+	if (stranger != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_EXCEPTION),
+				 errmsg("the row was queued with a column %s, which table \"%s\" does not have any more",
+						stranger, model->name),
+				 errhint("Give the table a column of that name until the row is pushed.")));
+}
+
 /*
  * Puts an entry into the images of its model if it is the last of its row, or
  * all are wanted.
@@ -103,19 +118,11 @@ put_image(PosRun *run, SPITupleTable *entries, uint64 i)
 									 pos_key_string(key, model->local_int));
 	Datum		values[3];
 	bool		nulls[3] = {false};
-	char	   *stranger;
 
 	if (row->last != i && !run->in_order)
 		return;
 	values[2] = entry_value(entries, i, ENTRY_IMAGE);
-	stranger = pos_queue_stranger(DatumGetTextPP(values[2]),
-								  model->outgoing->labels);
-	if (stranger != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_EXCEPTION),
-				 errmsg("the row was queued with a column %s, which table \"%s\" does not have any more",
-						stranger, model->name),
-				 errhint("Give the table a column of that name until the row is pushed.")));
+	check_columns(model, values[2]);
 	values[0] = key;
 	values[1] = Int64GetDatum(run->in_order ?
 							  entry_flags(DatumGetChar(entry_value(entries, i,
@@ -175,7 +182,10 @@ put_before(PosRun *run, SPITupleTable *entries, uint64 i)
 	if (row->first == i)
 		row->unforeseen = isnull;
 	if (row->first == i && !isnull)
+	{
+		check_columns(model, before);
 		put_expected(model, key, before);
+	}
 	if (!row->unforeseen &&
 		DatumGetChar(entry_value(entries, i, ENTRY_OPERATION)) != 'd')
 		put_expected(model, key, entry_value(entries, i, ENTRY_IMAGE));

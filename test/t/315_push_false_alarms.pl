@@ -126,4 +126,19 @@ is(push_sales($till), 'ok', 'its entry is deleted by hand');
 is(name_of('c2'), 'ugly/ugly', 'and it is pushed');
 quiet('deleted by hand');
 
+# A column is renamed here while a change waits: nobody can tell what the remote had
+policy('remote_wins');
+pull();
+rename_to('c3', 'before');
+on_till('ALTER TABLE customer RENAME remote TO faraway; SELECT possync_set_field($$customer$$, $$faraway$$, remote => $$remote$$) FROM possync_add_model($$customer$$, server => $$hq$$) LIMIT 1');
+rename_to('c3', 'after');
+is(pull(), 'ok', 'a pull after a column was renamed');
+like(name_of('c3'), qr{/after$}, 'takes nothing away');
+like(push_sales($till) . held(), qr/error push the row was queued with a column "remote", which table "customer" does not have any more/, 'a push says what is wrong');
+like(name_of('c3'), qr{/after$}, 'and loses nothing');
+on_till('ALTER TABLE customer RENAME faraway TO remote; SELECT possync_set_field($$customer$$, $$remote$$, remote => $$remote$$) FROM possync_add_model($$customer$$, server => $$hq$$) LIMIT 1');
+on_till('UPDATE synchronize_quarantine SET retry_at = now()');
+push_sales($till);
+like(held(), qr/faraway/, 'with its name back the first goes, the second has the other name');
+
 done_testing();
