@@ -11,6 +11,14 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 
+/* Returns numbers of transactions as an array, int8[]. */
+Datum
+pos_batch_txids(int ntxids, Datum *txids)
+{
+	return PointerGetDatum(construct_array(txids, ntxids, INT8OID, 8,
+										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
 /* Whether a transaction is one of a batch. */
 static bool
 is_in(PosBatch *batch, int64 txid)
@@ -270,8 +278,7 @@ pos_batch_confirm(PosRun *run, PosBatch *batch)
 {
 	Oid			types[] = {INT8ARRAYOID, INT2ARRAYOID};
 	Datum		values[] = {
-		PointerGetDatum(construct_array(batch->txids, batch->ntxids, INT8OID,
-										8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE)),
+		pos_batch_txids(batch->ntxids, batch->txids),
 		pos_config_ids(run->tree->models)
 	};
 	Oid			types2[] = {INT4OID};

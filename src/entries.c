@@ -14,13 +14,6 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
-static Datum
-int8_array(int n, Datum *txids)
-{
-	return PointerGetDatum(construct_array(txids, n, INT8OID, 8,
-										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-}
-
 /* Columns of the entries that pos_entries_load reads */
 enum
 {
@@ -49,6 +42,14 @@ entry_key(PosModel *model, SPITupleTable *entries, uint64 i)
 {
 	return entry_value(entries, i,
 					   model->local_int ? ENTRY_KEY : ENTRY_KEY_TEXT);
+}
+
+/* Returns what is known of a row, NULL if the batch has nothing to do with it. */
+static KeySetEntry *
+find_row(PosModel *model, Datum key)
+{
+	return keyset_lookup(model->outgoing->keys->hash,
+						 pos_key_string(key, model->local_int));
 }
 
 /* What an entry alone does to its row */
@@ -114,8 +115,7 @@ put_image(PosRun *run, SPITupleTable *entries, uint64 i)
 {
 	PosModel   *model = entry_model(run, entries, i);
 	Datum		key = entry_key(model, entries, i);
-	KeySetEntry *row = keyset_lookup(model->outgoing->keys->hash,
-									 pos_key_string(key, model->local_int));
+	KeySetEntry *row = find_row(model, key);
 	Datum		values[3];
 	bool		nulls[3] = {false};
 
@@ -171,8 +171,7 @@ put_before(PosRun *run, SPITupleTable *entries, uint64 i)
 {
 	PosModel   *model = entry_model(run, entries, i);
 	Datum		key = entry_key(model, entries, i);
-	KeySetEntry *row = keyset_lookup(model->outgoing->keys->hash,
-									 pos_key_string(key, model->local_int));
+	KeySetEntry *row = find_row(model, key);
 	bool		isnull;
 	Datum		before;
 
@@ -217,8 +216,7 @@ put_later(PosRun *run, PosBatch *batch, Datum watched)
 		KeySetEntry *row;
 
 		MemoryContextReset(run->row);
-		row = keyset_lookup(model->outgoing->keys->hash,
-							pos_key_string(key, model->local_int));
+		row = find_row(model, key);
 		if (row != NULL && !row->unforeseen)
 			put_expected(model, key, entry_value(entries, i, ENTRY_IMAGE));
 	}
@@ -264,7 +262,7 @@ pos_entries_load(PosRun *run, PosBatch *batch)
 	List	   *watched = watched_models(run);
 	Oid			types[] = {INT8ARRAYOID, INT2ARRAYOID, INT2ARRAYOID};
 	Datum		arguments[] = {
-		int8_array(batch->ntxids, batch->txids),
+		pos_batch_txids(batch->ntxids, batch->txids),
 		pos_config_ids(run->tree->models), pos_config_ids(watched)
 	};
 	uint64		n = pos_store_execute("SELECT model, local_key, local_key_text,"

@@ -119,6 +119,33 @@ typedef enum PosAttempt
 	POS_ATTEMPT_IN_ORDER		/* and repeat change by change */
 } PosAttempt;
 
+/* A whole push, over all of its transactions */
+typedef struct PosPush
+{
+	MemoryContext memory;		/* of everything here */
+	char	   *root;
+	char	   *server;
+	int32		history;		/* its row there */
+	uint64		caller;			/* transaction that waits for its end, or 0 */
+	int64		from;			/* where to look for the next, see batch.c */
+	int64		searched;		/* from where those picked last were found */
+	PosHorizon	horizon;
+	bool		lasting;		/* others will follow in this process */
+	bool		more;			/* batches of this kind follow */
+	bool		sent_again;		/* rows of batches that were left open */
+	PosCounts	counts;			/* of what has arrived */
+	uint64		received;
+	MemoryContext context;		/* of a transaction that sends nothing */
+	MemoryContext errors;
+	PosCulprit	culprit;		/* of the last batch that failed */
+	PosFlight	flights[2];		/* one flies, one is prepared */
+	PosFlight  *flying;			/* or NULL */
+	bool		pending;		/* it may have arrived */
+	bool		landing;		/* an error is its, see flight.c */
+	bool		confirmed;		/* by the transaction at hand */
+	uint32		pumped;			/* rows */
+} PosPush;
+
 /* in steps.c */
 extern char *pos_steps_text(PosRun *run, PosField *field, Datum *values,
 							bool *nulls);
@@ -158,41 +185,12 @@ extern void pos_outgoing_free(PosRun *run);
 /* in batch.c */
 extern int	pos_batch_pick(PosRun *run, PosBatch *flying, int entries,
 						   int64 bytes, int64 *from, Datum **txids);
+extern void pos_batch_horizon(PosPush *push);
+extern Datum pos_batch_txids(int ntxids, Datum *txids);
 extern void pos_batch_load_open(PosRun *run);
 extern void pos_batch_open(PosRun *run, PosBatch *batch, int32 history);
 extern void pos_batch_confirm(PosRun *run, PosBatch *batch);
 extern void pos_batch_refused(int32 id);
-
-
-/* A whole push, over all of its transactions */
-typedef struct PosPush
-{
-	MemoryContext memory;		/* of everything here */
-	char	   *root;
-	char	   *server;
-	int32		history;		/* its row there */
-	uint64		caller;			/* transaction that waits for its end, or 0 */
-	int64		from;			/* where to look for the next, see batch.c */
-	int64		searched;		/* from where those picked last were found */
-	PosHorizon	horizon;
-	bool		lasting;		/* others will follow in this process */
-	bool		more;			/* batches of this kind follow */
-	bool		sent_again;		/* rows of batches that were left open */
-	PosCounts	counts;			/* of what has arrived */
-	uint64		received;
-	MemoryContext context;		/* of a transaction that sends nothing */
-	MemoryContext errors;
-	PosCulprit	culprit;		/* of the last batch that failed */
-	PosFlight	flights[2];		/* one flies, one is prepared */
-	PosFlight  *flying;			/* or NULL */
-	bool		pending;		/* it may have arrived */
-	bool		landing;		/* an error is its, see flight.c */
-	bool		confirmed;		/* by the transaction at hand */
-	uint32		pumped;			/* rows */
-} PosPush;
-
-/* in batch.c */
-extern void pos_batch_horizon(PosPush *push);
 
 /* in flight.c */
 extern void pos_flight_launch(PosPush *push, PosFlight *flight);

@@ -397,8 +397,7 @@ pos_quarantine_arrived(PosRun *run, int ntxids, Datum *txids)
 {
 	Oid			types[] = {INT8ARRAYOID, INT2ARRAYOID};
 	Datum		values[] = {
-		PointerGetDatum(construct_array(txids, ntxids, INT8OID, 8,
-										FLOAT8PASSBYVAL, TYPALIGN_DOUBLE)),
+		pos_batch_txids(ntxids, txids),
 		pos_config_ids(run->tree->models)
 	};
 
