@@ -51,19 +51,27 @@ sub start_sql
 	my ($self, $sql) = @_;
 	$self->{number}++;
 	$self->{in} .= "$sql\n;\n\\echo done $self->{number}\n\\warn done $self->{number}\n";
-	$self->{harness}->pump_nb;
+	$self->pump;
 	$self->mark;
 	return;
 }
 
 sub mark { $_[0]{since} = time; return }
 
+# Lets psql read and write.  Returns false if it has ended, which IPC::Run dies of
+# if it finds out only then.
+sub pump
+{
+	my ($self) = @_;
+	return eval { $self->{harness}->pump_nb; 1 };
+}
+
 # Whether the last statement is answered, taken or not
 sub is_done
 {
 	my ($self) = @_;
 	return 1 if $self->{answered} == $self->{number};
-	$self->{harness}->pump_nb;
+	return 1 unless $self->pump;
 	return $self->{out} =~ /^done $self->{number}$/m
 	  && $self->{err} =~ /^done $self->{number}$/m;
 }
