@@ -25,9 +25,14 @@ CREATE TABLE @extschema@.synchronize_model (
 		CHECK (on_match IN ('update', 'keep')),
 	on_conflict text NOT NULL DEFAULT 'local_wins'
 		CHECK (on_conflict IN ('local_wins', 'remote_wins', 'newest', 'ask')),
+	on_delete text NOT NULL DEFAULT 'ignore'
+		CHECK (on_delete IN ('ignore', 'deactivate', 'delete')),
+	inactive_field name,
+	inactive_value text,
 	change_columns text[] CHECK (cardinality(change_columns) > 0),
 	reason text,
-	UNIQUE (relation, server)
+	UNIQUE (relation, server),
+	CHECK (on_delete <> 'deactivate' OR num_nulls(inactive_field, inactive_value) = 0)
 );
 
 COMMENT ON TABLE @extschema@.synchronize_model IS 'a local table with its remote counterpart';
@@ -37,6 +42,9 @@ COMMENT ON COLUMN @extschema@.synchronize_model.on_unknown IS 'what may happen t
 COMMENT ON COLUMN @extschema@.synchronize_model.on_match IS 'what happens to a row found by its match fields: update it from the source, or keep it as it is';
 COMMENT ON COLUMN @extschema@.synchronize_model.change_columns IS 'remote columns that tell when a row was changed; null: every row is read and compared';
 COMMENT ON COLUMN @extschema@.synchronize_model.on_conflict IS 'who wins where a pull brings a row with changes that have not been pushed yet: local_wins, remote_wins, newest or ask';
+COMMENT ON COLUMN @extschema@.synchronize_model.on_delete IS 'what happens to a row that was deleted at the source: ignore, deactivate or delete; one that is still referred to is kept';
+COMMENT ON COLUMN @extschema@.synchronize_model.inactive_field IS 'the local column that deactivate sets';
+COMMENT ON COLUMN @extschema@.synchronize_model.inactive_value IS 'to this value, in its text form';
 COMMENT ON COLUMN @extschema@.synchronize_model.reason IS 'why it was proposed like this';
 
 -- A column of a model.
@@ -80,6 +88,7 @@ CREATE TABLE @extschema@.synchronize_translation (
 	local_key bigint,
 	remote_key_text text,
 	local_key_text text,
+	gone integer,
 	CHECK (num_nonnulls(remote_key, remote_key_text) = 1
 		   AND num_nonnulls(local_key, local_key_text) = 1)
 );
@@ -89,8 +98,11 @@ CREATE UNIQUE INDEX synchronize_translation_local ON @extschema@.synchronize_tra
 CREATE UNIQUE INDEX synchronize_translation_remote_text ON @extschema@.synchronize_translation (model, remote_key_text) WHERE remote_key_text IS NOT NULL;
 CREATE UNIQUE INDEX synchronize_translation_local_text ON @extschema@.synchronize_translation (model, local_key_text) WHERE local_key_text IS NOT NULL;
 
+CREATE INDEX synchronize_translation_gone ON @extschema@.synchronize_translation (model) WHERE gone IS NOT NULL;
+
 COMMENT ON TABLE @extschema@.synchronize_translation IS 'which remote key is which local key, one row for every row that was synchronized';
 COMMENT ON COLUMN @extschema@.synchronize_translation.decision IS 'how the two were linked: m matched, c created';
+COMMENT ON COLUMN @extschema@.synchronize_translation.gone IS 'the run that found the remote row deleted and the local one to be kept; null: it is there, as far as we know';
 COMMENT ON COLUMN @extschema@.synchronize_translation.run IS 'the run in synchronize_history that linked them';
 
 -- How far a model has been read.
@@ -99,12 +111,14 @@ CREATE TABLE @extschema@.synchronize_position (
 	position text NOT NULL,
 	source text NOT NULL,
 	run integer NOT NULL,
-	loaded_to text
+	loaded_to text,
+	compared_at timestamptz
 );
 
 COMMENT ON TABLE @extschema@.synchronize_position IS 'how far a model has been read: the source is complete up to there';
 COMMENT ON COLUMN @extschema@.synchronize_position.position IS 'what the source needs to know to tell what has changed since: changed, a value of the change columns; seen, its oldest transaction running then. Empty: there is nothing to tell it by, all has been read once';
 COMMENT ON COLUMN @extschema@.synchronize_position.loaded_to IS 'the last remote key of an initial load that goes on in parts; null: it is complete';
+COMMENT ON COLUMN @extschema@.synchronize_position.compared_at IS 'when rows that were deleted at the source were last looked for';
 COMMENT ON COLUMN @extschema@.synchronize_position.source IS 'identity of the source database the position belongs to';
 
 -- One row for every run.
@@ -120,6 +134,7 @@ CREATE TABLE @extschema@.synchronize_history (
 	rows_created bigint NOT NULL DEFAULT 0,
 	rows_matched bigint NOT NULL DEFAULT 0,
 	rows_updated bigint NOT NULL DEFAULT 0,
+	rows_deleted bigint NOT NULL DEFAULT 0,
 	rows_unchanged bigint NOT NULL DEFAULT 0,
 	rows_left_out bigint NOT NULL DEFAULT 0,
 	bytes_received bigint NOT NULL DEFAULT 0,
@@ -153,6 +168,7 @@ CREATE TABLE @extschema@.synchronize_counter (
 	rows_read bigint NOT NULL DEFAULT 0,
 	rows_created bigint NOT NULL DEFAULT 0,
 	rows_updated bigint NOT NULL DEFAULT 0,
+	rows_deleted bigint NOT NULL DEFAULT 0,
 	rows_left_out bigint NOT NULL DEFAULT 0,
 	bytes_received bigint NOT NULL DEFAULT 0,
 	PRIMARY KEY (model, server, direction)
@@ -204,7 +220,7 @@ CREATE TABLE @extschema@.synchronize_quarantine (
 	remote_key text,
 	local_key text,
 	txid bigint,
-	reason text NOT NULL CHECK (reason IN ('ambiguous', 'linked', 'unmatched', 'missing', 'dependency', 'suppressed', 'conflict', 'error')),
+	reason text NOT NULL CHECK (reason IN ('ambiguous', 'linked', 'unmatched', 'missing', 'dependency', 'suppressed', 'conflict', 'referenced', 'error')),
 	message text NOT NULL,
 	sqlstate text,
 	detail text,
@@ -287,7 +303,7 @@ GRANT SELECT (model, direction, owner, every, jitter, paused, home, next_run, st
 	ON @extschema@.synchronize_schedule TO PUBLIC;
 GRANT SELECT ON @extschema@.synchronize_counter TO PUBLIC;
 GRANT SELECT (id, model, server, direction, status, started_at, finished_at,
-			  rows_read, rows_created, rows_matched, rows_updated, rows_unchanged,
+			  rows_read, rows_created, rows_matched, rows_updated, rows_deleted, rows_unchanged,
 			  rows_left_out, bytes_received, position, clock_offset, models, sqlstate, runs)
 	ON @extschema@.synchronize_history TO PUBLIC;
 
@@ -464,6 +480,19 @@ AS $$
 	WHERE t.model = _possync_translations.model
 $$;
 COMMENT ON FUNCTION @extschema@._possync_translations(smallint) IS 'internal: how many rows of a model are translated';
+
+/*
+ * _possync_linked
+ *		Which local row is linked with which remote one, for those who may read
+ *		the table; without what a push has not heard of yet.
+ */
+CREATE VIEW @extschema@._possync_linked WITH (security_barrier) AS
+SELECT t.* FROM @extschema@.synchronize_translation t
+WHERE EXISTS (SELECT FROM @extschema@.synchronize_model m
+			  WHERE m.id = t.model AND pg_catalog.has_table_privilege(m.relation, 'SELECT'))
+  AND NOT EXISTS (SELECT FROM @extschema@.synchronize_batch b WHERE b.id = t.run);
+COMMENT ON VIEW @extschema@._possync_linked IS 'internal: links between rows of tables that the current user may read';
+GRANT SELECT ON @extschema@._possync_linked TO PUBLIC;
 
 /*
  * What the catalog says about tables.
@@ -1371,6 +1400,8 @@ AS $$
 					WHERE f.model = m.id AND f.match), 'nothing'))
 				   || CASE m.on_unknown WHEN 'match' THEN '' ELSE ', else create' END
 				   || CASE m.on_match WHEN 'keep' THEN '; keep matched' ELSE '' END
+				   || CASE m.on_delete WHEN 'delete' THEN '; delete what is deleted there'
+									   WHEN 'deactivate' THEN format('; %s = %s when deleted there', m.inactive_field, m.inactive_value) ELSE '' END
 		   END
 	FROM @extschema@.synchronize_model m WHERE m.id = $1
 $$;
@@ -1401,6 +1432,42 @@ $$;
 COMMENT ON FUNCTION @extschema@._possync_does(smallint, name) IS 'internal: what is done with a column, in words';
 
 /*
+ * _possync_inactive
+ *		How a row of a table is deactivated: by which column, set to what.
+ *
+ * field and value are what is known of it; the rest is found by usual names of
+ * boolean columns.  Null if nothing is.  Errors: undefined_column, and what the
+ * type says about the value.
+ */
+CREATE FUNCTION @extschema@._possync_inactive(relation regclass, INOUT field name, INOUT value text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+	usual text;
+	attribute pg_attribute;
+BEGIN
+	SELECT a.attname, u.value INTO field, usual
+	FROM pg_attribute a
+	LEFT JOIN (VALUES ('active', 'false'), ('is_active', 'false'), ('enabled', 'false'), ('is_enabled', 'false'),
+					  ('inactive', 'true'), ('is_inactive', 'true'), ('disabled', 'true'), ('is_disabled', 'true'),
+					  ('archived', 'true'), ('is_archived', 'true'), ('deleted', 'true'), ('is_deleted', 'true')) u (name, value)
+		ON u.name = a.attname AND a.atttypid = 'boolean'::regtype
+	WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
+		AND (a.attname = field OR field IS NULL AND u.name IS NOT NULL)
+	ORDER BY u.name LIMIT 1;
+	value := coalesce(value, usual);
+	IF field IS NULL OR value IS NULL THEN
+		RETURN;
+	END IF;
+	SELECT * INTO attribute FROM pg_attribute a WHERE a.attrelid = relation AND a.attname = field;
+	PERFORM @extschema@._possync_check_value(value, attribute.atttypid, attribute.atttypmod, format('column "%s"', field));
+	EXECUTE format('SELECT (%L::%s)::text', value, format_type(attribute.atttypid, attribute.atttypmod)) INTO value;
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_inactive(regclass, name, text) IS 'internal: how a row of a table is deactivated';
+
+/*
  * possync_set_model
  *		Changes a model; null leaves a property as it is.
  *
@@ -1411,16 +1478,23 @@ COMMENT ON FUNCTION @extschema@._possync_does(smallint, name) IS 'internal: what
  * on_match			update or keep
  * on_conflict		local_wins, remote_wins, newest or ask
  * change_columns	remote columns; an empty array: every row is read
+ * on_delete		ignore, deactivate or delete
+ * inactive_field	the local column that deactivate sets; found by usual names
+ *					(active, archived, ...) of boolean columns if null
+ * inactive_value	to which value
  *
  * A change of what is read or of how rows are recognised makes the next pull
  * read every row.  Returns what is done with rows of the model now.  Errors:
  * undefined_object, duplicate_object, invalid_parameter_value,
- * insufficient_privilege.
+ * undefined_column, insufficient_privilege.
  */
 CREATE FUNCTION @extschema@.possync_set_model(model text, name text DEFAULT NULL, remote text DEFAULT NULL,
 											  on_unknown text DEFAULT NULL, on_match text DEFAULT NULL,
 											  change_columns text[] DEFAULT NULL,
-											  on_conflict text DEFAULT NULL)
+											  on_conflict text DEFAULT NULL,
+											  on_delete text DEFAULT NULL,
+											  inactive_field name DEFAULT NULL,
+											  inactive_value text DEFAULT NULL)
 RETURNS text LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -1428,6 +1502,7 @@ AS $$
 DECLARE
 	old @extschema@.synchronize_model := @extschema@._possync_model($1);
 	new @extschema@.synchronize_model;
+	inactive record;
 BEGIN
 	PERFORM @extschema@._possync_check_rights(old.relation, old.server);
 	IF $2 = '' THEN
@@ -1470,8 +1545,28 @@ BEGIN
 			HINT = 'An empty array means none: every row is read and compared.';
 	END IF;
 
+	IF $8 NOT IN ('ignore', 'deactivate', 'delete') THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = format('invalid value for on_delete: "%s"', $8),
+			HINT = 'Allowed are ignore, deactivate and delete.';
+	END IF;
+	IF $9 IS NOT NULL AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = old.relation AND a.attname = $9
+									  AND a.attnum > 0 AND NOT a.attisdropped) THEN
+		RAISE undefined_column USING MESSAGE = format('column "%s" of table %s does not exist', $9, old.relation);
+	END IF;
+	SELECT i.field, i.value INTO inactive
+	FROM @extschema@._possync_inactive(old.relation, coalesce($9, old.inactive_field), coalesce($10, CASE WHEN $9 IS NULL THEN old.inactive_value END)) i;
+	IF coalesce($8, old.on_delete) = 'deactivate' AND inactive.value IS NULL THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = format('nothing tells how a row of model "%s" is deactivated', old.name),
+			HINT = format('Say which column is set to what: possync_set_model(%L, on_delete => ''deactivate'', inactive_field => ..., inactive_value => ...).', old.name);
+	END IF;
+
 	UPDATE @extschema@.synchronize_model m
 	SET name = coalesce($2, m.name),
+		on_delete = coalesce($8, m.on_delete),
+		inactive_field = CASE WHEN coalesce($8, m.on_delete) = 'deactivate' THEN inactive.field END,
+		inactive_value = CASE WHEN coalesce($8, m.on_delete) = 'deactivate' THEN inactive.value END,
 		remote = coalesce($3, m.remote),
 		on_unknown = coalesce($4, m.on_unknown),
 		on_match = coalesce($5, m.on_match),
@@ -1491,7 +1586,7 @@ BEGIN
 	RETURN format('%s (remote %s): %s%s', new.name, new.remote, @extschema@._possync_does(new.id),
 				  '; changes found by ' || array_to_string(new.change_columns, ', '));
 END $$;
-COMMENT ON FUNCTION @extschema@.possync_set_model(text, text, text, text, text, text[], text) IS 'changes a model; null leaves a property as it is';
+COMMENT ON FUNCTION @extschema@.possync_set_model(text, text, text, text, text, text[], text, text, name, text) IS 'changes a model; null leaves a property as it is';
 
 /*
  * _possync_check_match
@@ -1783,10 +1878,10 @@ COMMENT ON FUNCTION @extschema@.possync_tree(text, boolean) IS 'the tree of a mo
 
 /* --- engine entry points --- */
 CREATE FUNCTION @extschema@.possync_pull(model text, dry_run boolean DEFAULT false, on_error text DEFAULT 'report',
-										 "full" boolean DEFAULT false)
+										 "full" boolean DEFAULT false, compare boolean DEFAULT false)
 RETURNS @extschema@.synchronize_history
 AS 'MODULE_PATHNAME' LANGUAGE C;
-COMMENT ON FUNCTION @extschema@.possync_pull(text, boolean, text, boolean) IS 'reads the tree of a model from its server and applies what changed there; returns the run''s row of synchronize_history';
+COMMENT ON FUNCTION @extschema@.possync_pull(text, boolean, text, boolean, boolean) IS 'reads the tree of a model from its server and applies what changed there; returns the run''s row of synchronize_history';
 
 CREATE FUNCTION @extschema@.possync_push(model text, on_error text DEFAULT 'report')
 RETURNS @extschema@.synchronize_history
@@ -2120,6 +2215,98 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION @extschema@.possync_reset_counters(text) IS 'lets the counters of a model begin anew';
 
+/* --- drift --- */
+
+/*
+ * possync_compare
+ *		What differs between the rows of a tree here and at its server, found with
+ *		little traffic: by sums of hashes, then hashes, then columns.
+ *
+ * model		the root
+ * direction	pull: all rows of both sides; push: rows of ours, as others send
+ *				theirs; null: push for queued models, pull for all others
+ * condition	SQL about columns of the root model: only those rows, and their
+ *				children, are compared
+ *
+ * Changes nothing.  difference is one of: different, with the fields that are;
+ * missing here; missing there (linked, and the remote row is gone); lost here
+ * (linked, and the row here is gone); not sent (of a queued model, and nothing is
+ * linked with it).  queued: a change of it waits to be pushed.  Errors: as those
+ * of a pull.
+ */
+CREATE FUNCTION @extschema@.possync_compare(model text, direction text DEFAULT NULL, condition text DEFAULT NULL)
+RETURNS TABLE (model_name text, relation regclass, synchronized_by text, local_key text, remote_key text,
+			   difference text, fields jsonb, queued boolean)
+AS 'MODULE_PATHNAME' LANGUAGE C;
+COMMENT ON FUNCTION @extschema@.possync_compare(text, text, text) IS 'what differs between the rows of a tree here and at its server';
+
+CREATE FUNCTION @extschema@._possync_resend(model text, local_key text, anew boolean) RETURNS boolean
+AS 'MODULE_PATHNAME', 'possync_resend' LANGUAGE C STRICT;
+COMMENT ON FUNCTION @extschema@._possync_resend(text, text, boolean) IS 'internal: queues a row again, as it is';
+
+/*
+ * _possync_mends
+ *		What possync_repair does about a difference, in words; null: nothing.
+ */
+CREATE FUNCTION @extschema@._possync_mends(model text, synchronized_by text, difference text, queued boolean)
+RETURNS text LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT CASE WHEN $4 THEN NULL
+				WHEN $2 = 'push' THEN
+					CASE $3 WHEN 'different' THEN 'sent again' WHEN 'missing there' THEN 'sent as new'
+							WHEN 'not sent' THEN 'sent as new' END
+				WHEN $3 <> 'missing there' THEN 'read again'
+				WHEN m.on_delete = 'delete' THEN 'deleted here'
+				WHEN m.on_delete = 'deactivate' THEN format('%I = %L here', m.inactive_field, m.inactive_value) END
+	FROM @extschema@.synchronize_model m WHERE m.name = $1
+$$;
+COMMENT ON FUNCTION @extschema@._possync_mends(text, text, text, boolean) IS 'internal: what possync_repair does about a difference';
+
+/*
+ * possync_repair
+ *		Mends what possync_compare finds, in the direction of each model.
+ *
+ * model, direction, condition	as for possync_compare
+ * dry_run		only tell what would be done
+ *
+ * What is pulled is read again, and deleted as its model's on_delete says,
+ * however much that is; a condition does not limit that.  What is pushed is
+ * queued again, for the next push; what the remote has lost is sent as new, under
+ * a new key unless it is recognised there.  action is null where nothing is done:
+ * a change waits to be pushed, on_delete says ignore, or nobody can tell who is
+ * right.  Errors: as those of a pull; insufficient_privilege.
+ */
+CREATE FUNCTION @extschema@.possync_repair(model text, direction text DEFAULT NULL, condition text DEFAULT NULL,
+										   dry_run boolean DEFAULT true)
+RETURNS TABLE (model_name text, relation regclass, local_key text, remote_key text, difference text,
+			   fields jsonb, action text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	found record;
+	pulled boolean := false;
+BEGIN
+	FOR found IN
+		SELECT c.*, @extschema@._possync_mends(c.model_name, c.synchronized_by, c.difference, c.queued) AS action
+		FROM @extschema@.possync_compare($1, $2, $3) c
+	LOOP
+		IF found.action IS NOT NULL AND NOT $4 AND found.synchronized_by = 'push' THEN
+			PERFORM @extschema@._possync_resend(found.model_name, found.local_key, found.difference <> 'different');
+		ELSIF found.action IS NOT NULL THEN
+			pulled := true;
+		END IF;
+		RETURN QUERY SELECT found.model_name, found.relation, found.local_key, found.remote_key, found.difference,
+							found.fields, found.action;
+	END LOOP;
+	IF pulled AND NOT $4 THEN
+		PERFORM @extschema@.possync_pull($1, on_error => 'raise', compare => true);
+	END IF;
+END $$;
+COMMENT ON FUNCTION @extschema@.possync_repair(text, text, text, boolean) IS 'mends what differs between both sides, or, in a dry run, tells how';
+
 /* --- quarantine --- */
 CREATE FUNCTION @extschema@.possync_retry(id bigint) RETURNS void
 AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
@@ -2167,14 +2354,14 @@ CREATE VIEW @extschema@.possync_counters AS
 	SELECT server, model, direction, min(since) AS since, sum(runs)::bigint AS runs,
 		   sum(failures)::bigint AS failures, sum(rows_read)::bigint AS rows_read,
 		   sum(rows_created)::bigint AS rows_created, sum(rows_updated)::bigint AS rows_updated,
-		   sum(rows_left_out)::bigint AS rows_left_out, sum(bytes_received)::bigint AS bytes_received
+		   sum(rows_deleted)::bigint AS rows_deleted, sum(rows_left_out)::bigint AS rows_left_out, sum(bytes_received)::bigint AS bytes_received
 	FROM (SELECT c.server, c.model, c.direction, c.since, c.runs, c.failures, c.rows_read, c.rows_created,
-				 c.rows_updated, c.rows_left_out, c.bytes_received
+				 c.rows_updated, c.rows_deleted, c.rows_left_out, c.bytes_received
 		  FROM @extschema@.synchronize_counter c
 		  UNION ALL
 		  SELECT h.server, h.model, h.direction, min(h.started_at), sum(h.runs),
 				 coalesce(sum(h.runs) FILTER (WHERE h.status IN ('failed', 'interrupted')), 0), sum(h.rows_read), sum(h.rows_created),
-				 sum(h.rows_updated), sum(h.rows_left_out), sum(h.bytes_received)
+				 sum(h.rows_updated), sum(h.rows_deleted), sum(h.rows_left_out), sum(h.bytes_received)
 		  FROM @extschema@.synchronize_history h
 		  LEFT JOIN @extschema@.synchronize_counter c USING (model, server, direction)
 		  WHERE h.status <> 'running' AND (c.since IS NULL OR h.started_at >= c.since)

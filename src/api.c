@@ -149,6 +149,7 @@ start_over(PosRun *run, const char *model)
 	run->rejects = NULL;
 	run->nrejects = 0;
 	run->translations = NULL;
+	run->before = NULL;
 	pos_tree_close(run->tree);
 	run->tree = pos_tree_load(model, false);
 }
@@ -187,13 +188,15 @@ pull(PosRun *run, const char *model, bool raise)
 }
 
 /*
- * possync_pull(model text, dry_run boolean, on_error text, full boolean)
+ * possync_pull(model text, dry_run boolean, on_error text, full boolean,
+ *				compare boolean)
  *		returns synchronize_history
  *
  * Reads what changed in the tree of a model from its server and applies it
  * here, in the caller's transaction.  dry_run finds out what would be done and
- * does nothing.  full reads and compares every row, changed or not.  A run that fails changes nothing; it is recorded in history
- * with the error, which is raised as a warning, or with on_error => 'raise' as
+ * does nothing.  full reads and compares every row, changed or not.  compare
+ * compares all rows by hashes and reads those that differ.  A run that fails
+ * changes nothing; it is recorded in history with the error, which is raised as a warning, or with on_error => 'raise' as
  * an error (and then not recorded).
  */
 Datum
@@ -210,10 +213,12 @@ possync_pull(PG_FUNCTION_ARGS)
 	check_argument(fcinfo, 1, "dry_run");
 	check_argument(fcinfo, 2, "on_error");
 	check_argument(fcinfo, 3, "full");
+	check_argument(fcinfo, 4, "compare");
 	model = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	raise = parse_on_error(text_to_cstring(PG_GETARG_TEXT_PP(2)));
 	run->dry = PG_GETARG_BOOL(1);
 	run->anew = PG_GETARG_BOOL(3);
+	run->compare = PG_GETARG_BOOL(4);
 	pos_parts_more = false;
 	if (!run->dry)
 		PreventCommandIfReadOnly("possync_pull()");

@@ -226,6 +226,8 @@ receive_row(PosRun *run, PosModel *model, bool all_new, Datum *values,
 			nulls[POS_STAGE_LOCAL] = false;
 			pos_key_to_columns(model, local, &values[POS_STAGE_FIRST]);
 			memset(&nulls[POS_STAGE_FIRST], false, model->nkey * sizeof(bool));
+			if (known & POS_KNOWN_GONE && !run->dry)
+				pos_translation_set_gone(run, model, values[POS_STAGE_REMOTE], false);
 			if (known & POS_KNOWN_MATCHED && !model->update_matched)
 				model->counts.unchanged++;
 			else

@@ -99,9 +99,10 @@ typedef struct Halving
 	PosRowset  *all;
 	PosRowset  *gathered;		/* what function writes */
 	PosCareful	function;
-	bool		created;		/* the rows are new ones */
+	PosCarefulReject reject;	/* takes rows at fault */
 	PosRowset  *failed;			/* rows at fault, to be tried once more; or
 								 * NULL */
+	int64		most;			/* of them */
 } Halving;
 
 /*
@@ -115,25 +116,37 @@ pos_careful_count(PosRun *run, ErrorData *error)
 		ReThrowError(error);
 }
 
-/* Leaves the only gathered row out. */
+/* Leaves a row out that could not be written. */
 static void
-leave_out(PosRun *run, Halving *halving, ErrorData *error)
+leave_out(PosRun *run, PosModel *model, Datum *values, bool *nulls,
+		  ErrorData *error)
 {
-	PosModel   *model = halving->model;
+	pos_careful_count(run, error);
+	pos_quarantine_reject(run, model, values[POS_STAGE_REMOTE], "error",
+						  pos_careful_message(error), NIL, values, nulls);
+}
+
+/* Leaves a row out that was to be made, and has a translation. */
+static void
+leave_new_out(PosRun *run, PosModel *model, Datum *values, bool *nulls,
+			  ErrorData *error)
+{
+	leave_out(run, model, values, nulls, error);
+	model->counts.created--;
+	pos_translation_remove(run, model, values[POS_STAGE_REMOTE]);
+}
+
+/* Rejects the only gathered row. */
+static void
+reject(PosRun *run, Halving *halving, ErrorData *error)
+{
 	Datum	   *values;
 	bool	   *nulls;
 
 	pos_rowset_rewind(halving->gathered);
 	if (!pos_rowset_next(halving->gathered, &values, &nulls))
 		return;
-	pos_careful_count(run, error);
-	pos_quarantine_reject(run, model, values[POS_STAGE_REMOTE], "error",
-						  pos_careful_message(error), NIL, values, nulls);
-	if (halving->created)
-	{
-		model->counts.created--;
-		pos_translation_remove(run, model, values[POS_STAGE_REMOTE]);
-	}
+	halving->reject(run, halving->model, values, nulls, error);
 	pos_rowset_clear(halving->gathered);
 }
 
@@ -161,12 +174,12 @@ halve(PosRun *run, Halving *halving, int64 first, int64 last)
 		return;
 	if (last - first == 1 && halving->failed != NULL)
 	{
-		if (pos_rowset_count(halving->failed) >= MAX_BAD_ROWS)
+		if (pos_rowset_count(halving->failed) >= halving->most)
 			ReThrowError(error);
 		copy_row(halving->gathered, halving->failed);
 	}
 	else if (last - first == 1)
-		leave_out(run, halving, error);
+		reject(run, halving, error);
 	else
 	{
 		int64		middle = first + (last - first) / 2;
@@ -178,21 +191,20 @@ halve(PosRun *run, Halving *halving, int64 first, int64 last)
 
 /*
  * Has a function write the gathered rows of a model, which it empties, and
- * leaves out those that it cannot write.  created says whether the rows are
- * new ones, with translations.
+ * returns those that it cannot write, at most so many.
  *
  * Rows may stand in each other's way, as when they pass on the values of a
  * unique column; so those at fault are tried again as long as that helps any.
  */
-void
-pos_careful_write(PosRun *run, PosModel *model, PosRowset *gathered,
-				  PosCareful function, bool created)
+PosRowset *
+pos_careful_rest(PosRun *run, PosModel *model, PosRowset *gathered,
+				 PosCareful function, int64 most)
 {
 	Halving		halving = {
 		.model = model,
 		.gathered = gathered,
 		.function = function,
-		.created = created,
+		.most = most,
 		.all = pos_rowset_create("possync_careful", model->stage)
 	};
 	int64		count = pos_rowset_count(gathered);
@@ -210,10 +222,43 @@ pos_careful_write(PosRun *run, PosModel *model, PosRowset *gathered,
 		if (count == before)
 			break;
 	}
-	halving.failed = NULL;
-	if (count > 0)
-		halve(run, &halving, 0, count);
-	pos_rowset_free(halving.all);
+	return halving.all;
+}
+
+/*
+ * Tries the rest of some rows for the last time, and hands those over that cannot
+ * be written.  Frees it.
+ */
+void
+pos_careful_last(PosRun *run, PosModel *model, PosRowset *rest,
+				 PosRowset *gathered, PosCareful function,
+				 PosCarefulReject reject)
+{
+	Halving		halving = {
+		.model = model,
+		.gathered = gathered,
+		.function = function,
+		.reject = reject,
+		.all = rest
+	};
+
+	if (pos_rowset_count(rest) > 0)
+		halve(run, &halving, 0, pos_rowset_count(rest));
+	pos_rowset_free(rest);
+}
+
+/*
+ * Has a function write the gathered rows of a model, which it empties, and
+ * leaves out those that it cannot write.  created says whether the rows are
+ * new ones, with translations.
+ */
+void
+pos_careful_write(PosRun *run, PosModel *model, PosRowset *gathered,
+				  PosCareful function, bool created)
+{
+	pos_careful_last(run, model,
+					 pos_careful_rest(run, model, gathered, function, MAX_BAD_ROWS),
+					 gathered, function, created ? leave_new_out : leave_out);
 }
 
 /* Returns what is said of a row that an error is about. */
@@ -233,7 +278,7 @@ write_singly(PosRun *run, PosModel *model, PosRowset *gathered,
 			 PosRowset **rest, PosCareful function)
 {
 	PosRowset  *again = pos_rowset_create("possync_careful", model->stage);
-	Halving		one = {.model = model,.gathered = gathered,.created = true};
+	Halving		one = {.model = model,.gathered = gathered,.reject = leave_new_out};
 	bool		progress = false;
 	Datum	   *values;
 	bool	   *nulls;
@@ -255,7 +300,7 @@ write_singly(PosRun *run, PosModel *model, PosRowset *gathered,
 		}
 		progress = true;
 		if (error != NULL)
-			leave_out(run, &one, error);
+			reject(run, &one, error);
 	}
 	pos_rowset_clear(gathered);
 	pos_rowset_free(*rest);
@@ -300,13 +345,13 @@ pos_careful_write_component(PosRun *run, List *models, PosRowset **gathered,
 		for (int i = 0; i < n && error != NULL; i++)
 		{
 			Halving		one_by_one = {
-				.model = list_nth(models, i),.gathered = gathered[i],.created = true
+				.model = list_nth(models, i),.gathered = gathered[i],.reject = leave_new_out
 			};
 
 			for (int64 row = 0; row < pos_rowset_count(rest[i]); row++)
 			{
 				copy_range(one_by_one.model, rest[i], gathered[i], row, row + 1);
-				leave_out(run, &one_by_one, error);
+				reject(run, &one_by_one, error);
 			}
 		}
 	}

@@ -47,6 +47,17 @@ get_int32(uint64 i, int col)
 									   SPI_tuptable->tupdesc, col, &isnull));
 }
 
+/* Returns 0 for null. */
+static TimestampTz
+get_time(uint64 i, int col)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[i],
+									  SPI_tuptable->tupdesc, col, &isnull);
+
+	return isnull ? 0 : DatumGetTimestampTz(value);
+}
+
 /* Returns column col of result row i, a text[], as C strings. */
 static char **
 get_strings(uint64 i, int col, int *count)
@@ -90,6 +101,16 @@ parse_on_conflict(const char *value)
 	if (strcmp(value, "ask") == 0)
 		return POS_ASK;
 	return POS_LOCAL_WINS;
+}
+
+static PosDelete
+parse_on_delete(const char *value)
+{
+	if (strcmp(value, "deactivate") == 0)
+		return POS_DELETE_DEACTIVATE;
+	if (strcmp(value, "delete") == 0)
+		return POS_DELETE_DELETE;
+	return POS_DELETE_IGNORE;
 }
 
 /* Returns the model with this number, or NULL. */
@@ -155,7 +176,8 @@ pos_config_models(const char *name, char **server)
 	if (pos_store_execute("SELECT m.id, m.name, m.relation::oid, m.remote,"
 						  " m.key_columns::text[], m.on_unknown,"
 						  " m.on_match = 'update', m.change_columns, m.server,"
-						  " m.on_conflict"
+						  " m.on_conflict, m.on_delete, m.inactive_field::text,"
+						  " m.inactive_value"
 						  " FROM @.synchronize_model r"
 						  " JOIN @.synchronize_model m ON m.server = r.server"
 						  " WHERE r.name = $1"
@@ -188,6 +210,9 @@ pos_config_models(const char *name, char **server)
 		model->update_matched = get_bool(i, 7);
 		model->change = get_strings(i, 8, &model->nchange);
 		model->on_conflict = parse_on_conflict(get_string(i, 10));
+		model->on_delete = parse_on_delete(get_string(i, 11));
+		model->inactive_field = get_string(i, 12);
+		model->inactive_value = get_string(i, 13);
 		models = lappend(models, model);
 	}
 	SPI_freetuptable(SPI_tuptable);
@@ -262,7 +287,8 @@ pos_config_positions(List *models)
 	Datum		values[] = {pos_config_ids(models)};
 	uint64		n;
 
-	n = pos_store_execute("SELECT model, nullif(position, ''), source, loaded_to"
+	n = pos_store_execute("SELECT model, nullif(position, ''), source, loaded_to,"
+						  " compared_at"
 						  " FROM @.synchronize_position WHERE model = ANY ($1)",
 						  1, types, values, NULL);
 	for (uint64 i = 0; i < n; i++)
@@ -273,6 +299,7 @@ pos_config_positions(List *models)
 		model->source = get_string(i, 3);
 		model->loaded_to = get_string(i, 4);
 		model->complete = model->loaded_to == NULL;
+		model->compared_at = get_time(i, 5);
 		if (!model->complete)
 		{
 			model->load_position = model->position;

@@ -96,6 +96,45 @@ pos_conflict_load(PosRun *run, PosModel *model)
 	return true;
 }
 
+/*
+ * Returns the local keys, as texts and in order, of rows of a model that have
+ * changes waiting to be pushed.
+ */
+char	  **
+pos_conflict_keys(PosModel *model, int *nkeys)
+{
+	Oid			types[] = {INT2OID};
+	Datum		values[] = {Int16GetDatum(model->id)};
+	char	  **keys;
+
+	*nkeys = 0;
+	if (!pos_queue_is_captured(model->rel))
+		return NULL;
+	pos_spool_write();
+	*nkeys = pos_store_execute("SELECT DISTINCT coalesce(local_key::text, local_key_text) COLLATE \"C\""
+							   " FROM @.synchronize_queue WHERE model = $1 ORDER BY 1",
+							   1, types, values, NULL);
+	keys = palloc(*nkeys * sizeof(char *));
+	for (int i = 0; i < *nkeys; i++)
+		keys[i] = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
+	SPI_freetuptable(SPI_tuptable);
+	return keys;
+}
+
+static int
+compare_keys(const void *a, const void *b)
+{
+	return strcmp(*(char *const *) a, *(char *const *) b);
+}
+
+/* Whether one of these keys is a given one. */
+bool
+pos_conflict_has_key(char **keys, int nkeys, const char *key)
+{
+	return nkeys > 0 &&
+		bsearch(&key, keys, nkeys, sizeof(char *), compare_keys) != NULL;
+}
+
 /* Whether a field that differs on both sides makes a conflict. */
 bool
 pos_conflict_counts(PosModel *model, PosField *field)

@@ -10,6 +10,7 @@
  *		pos_connection_get		a session, kept between runs
  *		begin					snapshot; which tables changed since their position
  *		describe				both sides' columns compared, all mismatches listed
+ *		digest, digest_next ...	hashes of rows, where both sides are compared
  *		request, next ...		the rows of every table asked for, in order; both
  *								are spared if begin found that nothing changed
  *		finish					snapshot released, session kept
@@ -33,6 +34,7 @@
 #define POS_CAP_PARTS		0x08	/* can read tables in parts, see limit */
 #define POS_CAP_WRITE		0x04	/* rows can be written, and keys made
 									 * ahead */
+#define POS_CAP_DIGEST		0x10	/* can tell hashes of rows, see digest.h */
 
 /* In which form a column is delivered */
 typedef enum PosForm
@@ -55,6 +57,15 @@ typedef struct PosColumn
 	int32		typmod;
 } PosColumn;
 
+/* Which rows of a table a read is to deliver */
+typedef enum PosScope
+{
+	POS_SCOPE_CHANGED,			/* what changed since the position, and rows
+								 * to retry */
+	POS_SCOPE_CHOSEN,			/* only rows to retry */
+	POS_SCOPE_ALL
+} PosScope;
+
 /*
  * A remote table taking part in a read.  The caller fills the first part and
  * keeps it unchanged until finish; the connection fills the second.
@@ -74,6 +85,9 @@ typedef struct PosTable
 								 * read has given as next_position: what is in
 								 * it is the connection's business */
 	const char *source;			/* identity of the source position belongs to */
+	bool		compared;		/* rows are going to be compared: it counts as
+								 * changed */
+	PosScope	scope;			/* which rows are read */
 	int			limit;			/* read at most so many rows, in the order of
 								 * their keys, whatever the position; 0: no
 								 * limit */
@@ -83,6 +97,7 @@ typedef struct PosTable
 	const char **match;
 	int			nretry;			/* rows to read in any case: nretry * nkey key
 								 * values in text form, nkey for each row */
+	int			maxretry;
 	const char **retry;
 
 	/* set by describe and expect */
@@ -158,6 +173,38 @@ typedef struct PosStep
 	const char *blamed;			/* EXPECT: the n of a row that it failed for */
 } PosStep;
 
+/*
+ * A comparison without the rows: each side tells of the rows of a table a hash
+ * of the key, which falls into one of nbuckets, and the content.  Asked for are
+ * sums over buckets, or the rows of some, or rows by their keys.
+ */
+typedef enum PosContent
+{
+	POS_CONTENT_KEY,			/* the key's hash */
+	POS_CONTENT_HASH,			/* a hash of all columns */
+	POS_CONTENT_TEXTS			/* an array of their texts; not summed */
+} PosContent;
+
+typedef struct PosDigest
+{
+	PosTable   *table;
+	PosContent	content;
+	int			nbuckets;		/* a power of two */
+	bool	   *wanted;			/* of which buckets the rows are wanted; NULL:
+								 * sums of all buckets, unless nkeys is set */
+	int			nkeys;			/* rows with these keys: nkeys * nkey texts */
+	const char **keys;
+} PosDigest;
+
+/* One answer: a bucket, or a row; those come in the order of their hashes */
+typedef struct PosDigestRow
+{
+	int64		number;			/* of the bucket; or the key's hash */
+	int64		count;			/* rows in the bucket */
+	char	   *key;			/* as a text, unless it is a bucket */
+	char	   *content;		/* as a text; of a bucket: the sum */
+} PosDigestRow;
+
 /* What begin tells about the source */
 typedef struct PosSnapshot
 {
@@ -167,6 +214,7 @@ typedef struct PosSnapshot
 	TimestampTz complete;		/* everything committed before is in the
 								 * snapshot */
 	const char *source;			/* identity of this incarnation of the source */
+	const char *encoding;		/* its name */
 } PosSnapshot;
 
 typedef struct PosConnection PosConnection;
@@ -186,9 +234,10 @@ typedef struct PosConnectionOps
 	 * Opens a snapshot and finds out which of the tables changed since their
 	 * positions, in one round trip on a kept session.  A position whose
 	 * source is another one counts as none.  A table without change columns
-	 * or position, with rows to retry, or that cannot be asked (describe
-	 * tells why) counts as changed.  A kept session that turns out to be dead
-	 * is replaced.  The snapshot is allocated in the caller's memory context.
+	 * or position, with rows to retry or to be compared, or that cannot be
+	 * asked (describe tells why) counts as changed.  A kept session that
+	 * turns out to be dead is replaced.  The snapshot is allocated in the
+	 * caller's memory context.
 	 */
 	void		(*begin) (PosConnection *connection, PosTable **tables, int ntables,
 						  PosSnapshot *snapshot);
@@ -201,6 +250,18 @@ typedef struct PosConnectionOps
 	 * in which something changed.
 	 */
 	List	   *(*describe) (PosConnection *connection, PosTable **tables, int ntables);
+
+	/*
+	 * Asks for a digest of a table that describe has seen, and does not wait.
+	 * To be called, and all rows taken, before any is requested.
+	 */
+	void		(*digest) (PosConnection *connection, PosDigest *digest);
+
+	/*
+	 * Delivers the next answer, whose texts live in the current memory
+	 * context.  Returns false after the last one.
+	 */
+	bool		(*digest_next) (PosConnection *connection, PosDigestRow *row);
 
 	/*
 	 * Requests the rows of all tables given, which describe has seen, and

@@ -41,10 +41,12 @@ static uint64 received(PosConnection *connection);
 const PosConnectionOps pos_connection_postgres = {
 	.wrapper = "possync_postgres",
 	.capabilities = POS_CAP_SNAPSHOT | POS_CAP_CHANGED | POS_CAP_PARTS |
-	POS_CAP_WRITE,
+	POS_CAP_WRITE | POS_CAP_DIGEST,
 	.get = pos_pg_session_get,
 	.begin = begin,
 	.describe = describe,
+	.digest = pos_pg_digest,
+	.digest_next = pos_pg_digest_next,
 	.request = request,
 	.next = next,
 	.finish = finish,
@@ -130,6 +132,8 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 	snapshot->offset = session->offset;
 	snapshot->complete = session->complete;
 	snapshot->source = pstrdup(session->source);
+	snapshot->encoding = pstrdup(PQparameterStatus(session->conn,
+												   "server_encoding"));
 	pos_pg_session_leave(session);
 }
 

@@ -11,6 +11,7 @@
  * postgres_query.c			the SQL that is sent
  * postgres_position.c		up to where a table has been read
  * postgres_poll.c			whether anything changed, asked for little
+ * postgres_digest.c		hashes of rows
  * postgres_convert.c		from the wire to datums
  * postgres_write.c			the other direction: rows sent, keys made there
  * postgres_statement.c		the SQL of that
@@ -85,7 +86,7 @@ typedef struct PosPgRelation
 	bool		readable;		/* USAGE on the schema */
 	bool		versions;		/* xmin of its rows can be read, and tells
 								 * what it should */
-	int64		rows;			/* as last analyzed; -1: never */
+	int64		rows;			/* about; -1: not known */
 	int			nattributes;
 	PosPgAttribute *attributes;
 } PosPgRelation;
@@ -135,6 +136,10 @@ typedef struct PosPgSession
 	bool		copying;		/* the current table's COPY has begun */
 	bool		header;			/* and its header was read */
 	const char *command;		/* last command sent, for messages */
+
+	/* of a digest */
+	PosDigest  *digest;
+	MemoryContext digest_context;	/* of its query */
 
 	/* of a write */
 	PosStep   **steps;
@@ -214,6 +219,8 @@ extern void pos_pg_append_changed(StringInfo sql, PosPgRelation *relation,
 								  PosTable *table, const char *since);
 extern void pos_pg_append_greatest(StringInfo sql, PosPgRelation *relation,
 								   PosTable *table, const char *limit);
+extern void pos_pg_append_keys(StringInfo sql, PosTable *table, int nkeys,
+							   const char **keys);
 extern char *pos_pg_query_rows(PosPgSession *session, PosTable *table,
 							   PosPgPlan *plan);
 extern bool pos_pg_query_probed(PosPgSession *session, PosTable *table);
@@ -235,6 +242,10 @@ extern void pos_pg_position_seen(PosPgSession *session, PosTable *table);
 /* in postgres_poll.c */
 extern PosPgPoll pos_pg_poll(PosPgSession *session, PosTable **tables,
 							 int ntables);
+
+/* in postgres_digest.c */
+extern void pos_pg_digest(PosConnection *connection, PosDigest *digest);
+extern bool pos_pg_digest_next(PosConnection *connection, PosDigestRow *row);
 
 /* What a statement of a step that finds something wrong makes fail */
 #define POS_PG_COMPLAINT "possync: "

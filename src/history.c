@@ -5,7 +5,8 @@
  * The row is written once, at the end, in the transaction of the run.  A
  * position is moved only when the run wrote something for its model, or when
  * moving it spares the next run a read; a run that found nothing to do writes
- * nothing but history.
+ * nothing but history.  Of a table that has nothing to tell changes by it is kept
+ * which source it was read from.
  */
 #include "possync.h"
 
@@ -32,7 +33,8 @@ static bool
 wrote_something(PosModel *model)
 {
 	return model->counts.created + model->counts.matched +
-		model->counts.updated + model->counts.left_out > 0;
+		model->counts.updated + model->counts.deleted +
+		model->counts.left_out > 0;
 }
 
 /* Stores the positions reached. */
@@ -48,12 +50,15 @@ pos_history_positions(PosRun *run)
 		PosTable   *table = &model->table;
 		Datum		values[4];
 
-		if (!table->changed || table->limit > 0 ||
-			(table->next_position == NULL && model->loaded_to == NULL))
+		bool		same = model->source != NULL &&
+		strcmp(model->source, run->snapshot.source) == 0;
+
+		if (!table->changed || table->limit > 0)
 			continue;
-		if (model->position != NULL &&
-			strcmp(model->source, run->snapshot.source) == 0 &&
-			!wrote_something(model) && !table->settled)
+		if (table->next_position == NULL && model->loaded_to == NULL && same)
+			continue;
+		if (model->position != NULL && same && !wrote_something(model) &&
+			!table->settled)
 			continue;
 		values[0] = Int16GetDatum(model->id);
 		values[1] = CStringGetTextDatum(table->next_position == NULL ? "" :
@@ -89,12 +94,13 @@ models_json(PosRun *run, bool failed, PosCounts *total)
 
 		/* what a failed run had done is undone */
 		if (failed)
-			c->created = c->matched = c->updated = c->unchanged =
+			c->created = c->matched = c->updated = c->deleted = c->unchanged =
 				c->left_out = 0;
 		total->read += c->read;
 		total->created += c->created;
 		total->matched += c->matched;
 		total->updated += c->updated;
+		total->deleted += c->deleted;
 		total->unchanged += c->unchanged;
 		total->left_out += c->left_out;
 		if (model->on_unknown == POS_IGNORE)
@@ -106,11 +112,12 @@ models_json(PosRun *run, bool failed, PosCounts *total)
 						 ", \"created\": " INT64_FORMAT
 						 ", \"matched\": " INT64_FORMAT
 						 ", \"updated\": " INT64_FORMAT
+						 ", \"deleted\": " INT64_FORMAT
 						 ", \"unchanged\": " INT64_FORMAT
 						 ", \"left_out\": " INT64_FORMAT
 						 ", \"milliseconds\": %.3f",
 						 c->read, c->created, c->matched, c->updated,
-						 c->unchanged, c->left_out, model->milliseconds);
+						 c->deleted, c->unchanged, c->left_out, model->milliseconds);
 		if (model->table.next_position != NULL)
 		{
 			appendStringInfoString(&buf, ", \"position\": ");
@@ -142,13 +149,15 @@ static char idle_model[NAMEDATALEN * 2];
  */
 #define ROW_COLUMNS \
 	"id, model, server, direction, status, started_at, finished_at," \
-	" rows_read, rows_created, rows_matched, rows_updated, rows_unchanged," \
+	" rows_read, rows_created, rows_matched, rows_updated, rows_deleted," \
+	" rows_unchanged," \
 	" rows_left_out, bytes_received, position, clock_offset, models, error," \
 	" sqlstate, error_detail, error_hint, error_context, runs"
 #define ROW_VALUES \
 	"$1 AS id, $2 AS model, $3 AS server, $4 AS direction, $5 AS status," \
 	" $6 AS started_at, $7 AS finished_at, $8 AS rows_read," \
 	" $9 AS rows_created, $10 AS rows_matched, $11 AS rows_updated," \
+	" $23 AS rows_deleted," \
 	" $12 AS rows_unchanged, $13 AS rows_left_out, $14 AS bytes_received," \
 	" $15 AS position, $22 * interval '1 microsecond' AS clock_offset," \
 	" $16::jsonb AS models, $17 AS error, $18 AS sqlstate," \
@@ -165,7 +174,8 @@ static char idle_model[NAMEDATALEN * 2];
 static bool
 is_idle(PosRun *run, PosCounts *total, ErrorData *error)
 {
-	return error == NULL && !run->dry && total->read + total->left_out == 0;
+	return error == NULL && !run->dry &&
+		total->read + total->deleted + total->left_out == 0;
 }
 
 /*
@@ -242,16 +252,16 @@ pos_history_record(PosRun *run, const char *model, TimestampTz started,
 		INT4OID, TEXTOID, NAMEOID, TEXTOID, TEXTOID, TIMESTAMPTZOID,
 		TIMESTAMPTZOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID,
 		INT8OID, TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
-		TEXTOID, INT8OID
+		TEXTOID, INT8OID, INT8OID
 	};
-	Datum		values[22] = {0};
-	char		nulls[23];
+	Datum		values[23] = {0};
+	char		nulls[24];
 	PosCounts	total;
 	char	   *models = models_json(run, error != NULL, &total);
 	TupleDesc	desc;
 
 	memset(nulls, ' ', sizeof(nulls));
-	nulls[22] = '\0';
+	nulls[23] = '\0';
 	values[0] = Int32GetDatum(run->id);
 	nulls[0] = run->dry ? 'n' : ' ';
 	SET_TEXT(1, model);
@@ -277,6 +287,7 @@ pos_history_record(PosRun *run, const char *model, TimestampTz started,
 	SET_TEXT(20, error ? error->context : NULL);
 	values[21] = Int64GetDatum(run->snapshot.offset);
 	nulls[21] = run->has_snapshot ? ' ' : 'n';
+	values[22] = Int64GetDatum(total.deleted);
 
 	if (!is_idle(run, &total, error) || !merge_idle(run, model, started))
 	{
@@ -284,7 +295,7 @@ pos_history_record(PosRun *run, const char *model, TimestampTz started,
 		pos_store_execute(run->dry ? "SELECT " ROW_VALUES :
 						  "INSERT INTO @.synchronize_history (" ROW_COLUMNS ")"
 						  " OVERRIDING SYSTEM VALUE SELECT " ROW_VALUES
-						  " RETURNING *", 22, types, values, nulls);
+						  " RETURNING *", 23, types, values, nulls);
 	}
 
 	/* as of the table's own type, not a record that only this session knows */

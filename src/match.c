@@ -53,13 +53,16 @@ null_patterns(PosModel *model, PosRowset *rows)
  * match fields: in a dry run as it would be by now.
  */
 static const char *
-table_by_now(PosModel *model)
+table_by_now(PosRun *run, PosModel *model)
 {
 	StringInfoData here;
 	StringInfoData changed;
 	StringInfoData keys;
+	bool		gone = run->dry && model->gone != NULL &&
+	model->on_delete == POS_DELETE_DELETE;
+	const char *here_sql;
 
-	if (model->changed == NULL)
+	if (model->changed == NULL && !gone)
 		return model->table_sql;
 	initStringInfo(&here);
 	initStringInfo(&changed);
@@ -76,17 +79,26 @@ table_by_now(PosModel *model)
 			appendStringInfo(&keys, "%st.%s %s c.w%d", i > 0 ? " AND " : "",
 							 name, pos_sql_equality(model->written[i]), i + 1);
 	}
-	pos_rowset_publish(model->changed);
-	return psprintf("(SELECT %s FROM %s t WHERE NOT EXISTS (SELECT 1 FROM"
-					" possync_changed_%d c WHERE %s) UNION ALL"
-					" SELECT %s FROM possync_changed_%d c)",
-					here.data, model->table_sql, model->id, keys.data,
-					changed.data, model->id);
+	here_sql = psprintf("SELECT %s FROM %s t WHERE true", here.data, model->table_sql);
+	if (gone)
+	{
+		pos_rowset_publish(model->gone);
+		here_sql = psprintf("%s AND NOT EXISTS (SELECT 1 FROM possync_gone_%d c"
+							" WHERE %s)", here_sql, model->id, keys.data);
+	}
+	if (model->changed != NULL)
+	{
+		pos_rowset_publish(model->changed);
+		here_sql = psprintf("%s AND NOT EXISTS (SELECT 1 FROM possync_changed_%d c"
+							" WHERE %s) UNION ALL SELECT %s FROM possync_changed_%d c",
+							here_sql, model->id, keys.data, changed.data, model->id);
+	}
+	return psprintf("(%s)", here_sql);
 }
 
 /* Appends the join for one pattern of nulls. */
 static void
-append_join(StringInfo sql, PosModel *model, const char *rows,
+append_join(StringInfo sql, PosRun *run, PosModel *model, const char *rows,
 			Bitmapset *pattern)
 {
 	appendStringInfoString(sql, "SELECT u.n");
@@ -94,7 +106,7 @@ append_join(StringInfo sql, PosModel *model, const char *rows,
 		appendStringInfo(sql, ", t.%s AS k%d",
 						 quote_identifier(model->key[i]->name), i);
 	appendStringInfo(sql, " FROM %s u JOIN %s t ON true", rows,
-					 table_by_now(model));
+					 table_by_now(run, model));
 	for (int i = 0; i < model->nwritten; i++)
 	{
 		PosField   *field = model->written[i];
@@ -116,7 +128,7 @@ append_join(StringInfo sql, PosModel *model, const char *rows,
  * remote row matches the same local one.
  */
 static PosCursor *
-open_pairs(PosModel *model, PosRowset *rows, const char *name)
+open_pairs(PosRun *run, PosModel *model, PosRowset *rows, const char *name)
 {
 	StringInfoData keys;
 	StringInfoData sql;
@@ -136,7 +148,7 @@ open_pairs(PosModel *model, PosRowset *rows, const char *name)
 	{
 		if (foreach_current_index(lc) > 0)
 			appendStringInfoString(&sql, " UNION ALL ");
-		append_join(&sql, model, name, lfirst(lc));
+		append_join(&sql, run, model, name, lfirst(lc));
 	}
 	appendStringInfoString(&sql, ") p ORDER BY n");
 	pos_rowset_publish(rows);
@@ -144,7 +156,7 @@ open_pairs(PosModel *model, PosRowset *rows, const char *name)
 		if (model->written[i]->match)
 			columns = bms_add_member(columns, model->written[i]->attnum);
 	nestlevel = pos_sql_plan_join(model->rel, columns, pos_rowset_count(rows));
-	pairs = pos_sql_open(sql.data);
+	pairs = pos_sql_open(sql.data, false);
 	pos_sql_planned(nestlevel);
 	return pairs;
 }
@@ -210,7 +222,7 @@ pos_match_rows(PosRun *run, PosModel *model, PosRowset *rows,
 	char	   *name = psprintf("possync_rows_%d", model->id);
 	MemoryContext old;
 
-	pairs = open_pairs(model, rows, name);
+	pairs = open_pairs(run, model, rows, name);
 	pos_rowset_rewind(rows);
 	while (pos_rowset_next(rows, &values, &nulls))
 	{

@@ -26,6 +26,7 @@
 #include "executor/tuptable.h"
 #include "nodes/execnodes.h"
 #include "utils/rel.h"
+#include "utils/timestamp.h"
 
 #define POS_STAGE_N			0
 #define POS_STAGE_REMOTE	1
@@ -53,6 +54,22 @@ typedef enum PosConflict
 	POS_NEWEST,
 	POS_ASK
 } PosConflict;
+
+/* What happens to a row whose counterpart was deleted, see gone.c */
+typedef enum PosDelete
+{
+	POS_DELETE_IGNORE,
+	POS_DELETE_DEACTIVATE,
+	POS_DELETE_DELETE
+} PosDelete;
+
+/* What both sides are compared by, see drift.c */
+typedef enum PosCompare
+{
+	POS_COMPARE_NOTHING,
+	POS_COMPARE_KEYS,
+	POS_COMPARE_ROWS
+} PosCompare;
 
 typedef struct PosModel PosModel;
 typedef struct PosComponent PosComponent;
@@ -112,6 +129,7 @@ typedef struct PosCounts
 	int64		created;
 	int64		matched;
 	int64		updated;
+	int64		deleted;		/* or deactivated */
 	int64		unchanged;
 	int64		left_out;
 } PosCounts;
@@ -126,6 +144,9 @@ struct PosModel
 	PosUnknown	on_unknown;
 	bool		update_matched;
 	PosConflict on_conflict;
+	PosDelete	on_delete;
+	char	   *inactive_field; /* set to a value by POS_DELETE_DEACTIVATE */
+	char	   *inactive_value;
 	int			nchange;
 	char	  **change;
 	char	   *position;		/* NULL: never read, or not yet all */
@@ -135,6 +156,8 @@ struct PosModel
 								 * has come, or NULL */
 	char	   *load_position;	/* and the position when it began */
 	char	   *last_key;		/* of the rows read now, if that is a part */
+	TimestampTz compared_at;	/* when deleted rows were last looked for; 0:
+								 * never */
 
 	/* local side; rel stays open, locked, during a run; only in the tree */
 	Relation	rel;
@@ -178,6 +201,11 @@ struct PosModel
 	PosRowset  *unknown;
 	PosRowset  *pending;		/* queued changes, see conflict.c */
 	PosRowset  *creates;
+	PosCompare	compare;		/* how it is compared in this run */
+	PosRowset  *gone;			/* staged rows whose counterpart was deleted:
+								 * keys only */
+	List	   *back;			/* of char *: remote keys of rows that had
+								 * been deleted, and are there again */
 	PosRowset  *changed;		/* known rows that a dry run would write */
 	PosWriter  *writer;
 	struct PosOutgoing *outgoing;	/* rows of a batch to be pushed, see
@@ -222,6 +250,7 @@ extern PosModel *pos_tree_find(List *models, Oid relid);
 /* in stage.c */
 extern void pos_stage_table(PosModel *model);
 extern void pos_stage_layout(PosModel *model);
+extern void pos_stage_retry(PosModel *model, const char *key);
 
 /* in key.c */
 extern bool pos_key_is_integer(Oid base);

@@ -273,7 +273,7 @@ take_rows(PosRun *run, PosModel *model, const char *sql, Take take)
 	int			context;
 
 	pos_sql_as_owner(model->rel, &user, &context);
-	cursor = pos_sql_open(sql);
+	cursor = pos_sql_open(sql, false);
 	while ((tuple = pos_sql_peek(cursor, &desc)) != NULL)
 	{
 		MemoryContext old = MemoryContextSwitchTo(run->row);

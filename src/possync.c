@@ -18,6 +18,8 @@
 PG_MODULE_MAGIC;
 
 int			pos_clock_offset_max;
+int			pos_compare_interval;
+int			pos_delete_limit;
 int			pos_history_keep;
 int			pos_part_rows;
 int			pos_retry_max;
@@ -33,6 +35,16 @@ define_settings(void)
 							"-1 never warns.",
 							&pos_clock_offset_max, 60, -1, 24 * 60 * 60,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("possync.compare_interval",
+							"How often rows that were deleted at a server are looked for by comparing keys.",
+							"0 is with every pull, -1 never.",
+							&pos_compare_interval, 600, -1, 24 * 60 * 60,
+							PGC_USERSET, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("possync.delete_limit",
+							"How much of a table a pull deletes at most, in percent.",
+							"If more is gone at the server, somebody has to look first; 100 rows are always deleted.",
+							&pos_delete_limit, 20, 0, 100,
+							PGC_USERSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("possync.history_keep",
 							"How long rows of synchronize_history are kept.",
 							"Scheduled jobs trim it; -1 keeps them for ever.",

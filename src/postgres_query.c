@@ -27,7 +27,6 @@
 static bool always_tells(PosPgRelation *relation, PosTable *table);
 static void append_untold(StringInfo sql, PosPgRelation *relation,
 						  PosTable *table);
-static void append_retry(StringInfo sql, PosTable *table);
 
 /*
  * The remote's clock, how far it is complete, when it was started, and its
@@ -116,13 +115,14 @@ pos_pg_query_settings(PosPgSession *session, bool writes)
 
 /*
  * Whether the remote has to be asked if a table changed: it has change
- * columns, a position that belongs to this source, and nothing to retry.  A
- * table that cannot be asked counts as changed; describe then says why.
+ * columns, a position that belongs to this source, and nothing to retry or to
+ * compare.  A table that cannot be asked counts as changed; describe then says why.
  */
 bool
 pos_pg_query_probed(PosPgSession *session, PosTable *table)
 {
-	return table->nretry == 0 && pos_pg_position_value(table) != NULL &&
+	return table->nretry == 0 && !table->compared &&
+		pos_pg_position_value(table) != NULL &&
 		pos_pg_describe_changes(session, table) == NULL;
 }
 
@@ -208,12 +208,21 @@ pos_pg_query_rows(PosPgSession *session, PosTable *table, PosPgPlan *plan)
 	appendStringInfo(&sql, " FROM %s", relation->sql);
 	if (table->limit > 0)
 		append_stretch(&sql, table);
-	else if (pos_pg_position_value(table) != NULL)
+	else if (table->scope == POS_SCOPE_CHOSEN)
+	{
+		appendStringInfoString(&sql, " WHERE ");
+		pos_pg_append_keys(&sql, table, table->nretry, table->retry);
+	}
+	else if (table->scope == POS_SCOPE_CHANGED &&
+			 pos_pg_position_value(table) != NULL)
 	{
 		appendStringInfoString(&sql, " WHERE ");
 		pos_pg_position_append(&sql, session, table);
 		if (table->nretry > 0)
-			append_retry(&sql, table);
+		{
+			appendStringInfoString(&sql, " OR ");
+			pos_pg_append_keys(&sql, table, table->nretry, table->retry);
+		}
 	}
 	appendStringInfoString(&sql, ") TO STDOUT (FORMAT binary)");
 
@@ -299,20 +308,24 @@ pos_pg_append_greatest(StringInfo sql, PosPgRelation *relation,
 		appendStringInfoChar(sql, ')');
 }
 
-static void
-append_retry(StringInfo sql, PosTable *table)
+/*
+ * Appends that a row has one of some keys, at least one, nkey texts for each.
+ */
+void
+pos_pg_append_keys(StringInfo sql, PosTable *table, int nkeys,
+				   const char **keys)
 {
-	appendStringInfoString(sql, " OR (");
+	appendStringInfoChar(sql, '(');
 	for (int i = 0; i < table->nkey; i++)
 		appendStringInfo(sql, "%s%s", i > 0 ? ", " : "",
 						 quote_identifier(table->columns[i].remote));
 	appendStringInfoString(sql, ") IN (");
-	for (int i = 0; i < table->nretry; i++)
+	for (int i = 0; i < nkeys; i++)
 	{
 		appendStringInfoString(sql, i > 0 ? ", (" : "(");
 		for (int j = 0; j < table->nkey; j++)
 			appendStringInfo(sql, "%s%s", j > 0 ? ", " : "",
-							 quote_literal_cstr(table->retry[i * table->nkey + j]));
+							 quote_literal_cstr(keys[i * table->nkey + j]));
 		appendStringInfoChar(sql, ')');
 	}
 	appendStringInfoChar(sql, ')');

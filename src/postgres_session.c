@@ -168,6 +168,7 @@ pos_pg_session_forget_read(PosPgSession *session)
 	if (session->read_context != NULL)
 		MemoryContextDelete(session->read_context);
 	session->read_context = NULL;
+	session->digest_context = NULL;
 	session->tables = NULL;
 	session->plans = NULL;
 	session->queries = NULL;

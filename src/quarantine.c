@@ -46,22 +46,6 @@ rejects(PosRun *run)
 	return run->rejects;
 }
 
-/* Adds a key to those that are read whatever their change columns say. */
-static void
-add_retry(PosModel *model, const char *key)
-{
-	PosTable   *table = &model->table;
-	Datum		parts[INDEX_MAX_KEYS];
-
-	parts[0] = CStringGetTextDatum(key);
-	if (model->nkey > 1)
-		pos_key_to_parts(parts[0], model->nkey, parts);
-	for (int j = 0; j < model->nkey; j++)
-		table->retry[table->nretry * model->nkey + j] =
-			TextDatumGetCString(parts[j]);
-	table->nretry++;
-}
-
 /*
  * Lets the connection read the quarantined rows of the tree's models whatever
  * their change columns say.
@@ -73,10 +57,10 @@ pos_quarantine_retry(PosRun *run)
 	Datum		values[] = {pos_config_ids(run->tree->models)};
 	uint64		n;
 
-	n = pos_store_execute("SELECT model, remote_key,"
-						  " count(*) OVER (PARTITION BY model)"
+	n = pos_store_execute("SELECT model, remote_key"
 						  " FROM @.synchronize_quarantine"
 						  " WHERE model = ANY ($1) AND direction = 'pull'"
+						  " AND reason <> 'referenced'"
 						  " AND discarded_at IS NULL ORDER BY id",
 						  1, types, values, NULL);
 	for (uint64 i = 0; i < n; i++)
@@ -84,15 +68,10 @@ pos_quarantine_retry(PosRun *run)
 		HeapTuple	tuple = SPI_tuptable->vals[i];
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 		bool		isnull;
-		PosModel   *model =
-		pos_config_find(run->tree->models,
-						DatumGetInt16(SPI_getbinval(tuple, desc, 1, &isnull)));
+		int16		id = DatumGetInt16(SPI_getbinval(tuple, desc, 1, &isnull));
 
-		if (model->table.retry == NULL)
-			model->table.retry =
-				palloc(DatumGetInt64(SPI_getbinval(tuple, desc, 3, &isnull)) *
-					   model->nkey * sizeof(char *));
-		add_retry(model, SPI_getvalue(tuple, desc, 2));
+		pos_stage_retry(pos_config_find(run->tree->models, id),
+						SPI_getvalue(tuple, desc, 2));
 	}
 	SPI_freetuptable(SPI_tuptable);
 }
@@ -186,19 +165,35 @@ pos_quarantine_missing(PosRun *run, PosModel *model, Datum remote)
 			   "other rows refer to it, and it is not here", NIL, NULL);
 }
 
-/* Removes what was asked for again and not left out again. */
-static void
-remove_solved(PosModel *model)
+/*
+ * Notes that a row whose counterpart was deleted could not be deleted.  That is
+ * found out by looking for deleted rows, not by reading it again.
+ */
+void
+pos_quarantine_gone(PosRun *run, PosModel *model, Datum remote,
+					const char *message)
 {
-	Oid			types[] = {INT2OID};
-	Datum		values[] = {Int16GetDatum(model->id)};
+	model->counts.left_out++;
+	put_reject(run, model, remote, "referenced", message, NIL, NULL);
+}
+
+/*
+ * Removes what was asked for again and not left out again; or, with gone, of rows
+ * that could not be deleted those that have been.
+ */
+static void
+remove_solved(PosModel *model, bool gone)
+{
+	Oid			types[] = {INT2OID, BOOLOID};
+	Datum		values[] = {Int16GetDatum(model->id), BoolGetDatum(gone)};
 
 	pos_store_execute("DELETE FROM @.synchronize_quarantine q WHERE model = $1"
 					  " AND direction = 'pull' AND discarded_at IS NULL"
+					  " AND (reason = 'referenced') = $2"
 					  " AND NOT EXISTS (SELECT 1 FROM possync_rejects r"
 					  " WHERE r.model = q.model"
 					  " AND r.remote_key = q.remote_key)",
-					  1, types, values, NULL);
+					  2, types, values, NULL);
 }
 
 /*
@@ -242,8 +237,14 @@ pos_quarantine_store(PosRun *run)
 
 	pos_rowset_publish(rejects(run));
 	foreach(lc, run->tree->models)
-		if (((PosModel *) lfirst(lc))->table.nretry > 0)
-		remove_solved(lfirst(lc));
+	{
+		PosModel   *model = lfirst(lc);
+
+		if (model->table.nretry > 0)
+			remove_solved(model, false);
+		if (model->compare != POS_COMPARE_NOTHING)
+			remove_solved(model, true);
+	}
 	if (pos_rowset_count(run->rejects) > 0)
 		store_rejects(run);
 }

@@ -6,6 +6,7 @@
 #define POSSYNC_RUN_H
 
 #include "model.h"
+#include "utils/snapshot.h"
 #include "utils/tuplestore.h"
 
 typedef struct PosRun
@@ -24,6 +25,9 @@ typedef struct PosRun
 	bool		careful;		/* leave bad rows out, see careful.c */
 	int			nbad;			/* how many of them */
 	bool		anew;			/* read everything, whatever the positions say */
+	bool		compare;		/* compare the rows of all models */
+	Snapshot	before;			/* how things stood here before the remote's
+								 * snapshot, see compare.c */
 	int			part;			/* rows of an initial load read at most; 0:
 								 * all */
 	bool		more;			/* there is more of it */
@@ -53,9 +57,12 @@ typedef enum PosFound
 /* What else pos_translation_find may know of the row */
 #define POS_KNOWN_MADE		0x01	/* it was made in this run */
 #define POS_KNOWN_MATCHED	0x02	/* it was here before, and was matched */
+#define POS_KNOWN_GONE		0x04	/* its counterpart had been deleted */
 
 /* in sync.c */
 extern void pos_sync_pull(PosRun *run);
+extern bool pos_sync_begin(PosRun *run);
+extern void pos_sync_prepare(PosRun *run);
 extern void pos_sync_report(PosRun *run, List *sentences);
 
 /* in rowset.c: rows in order, on disk if need be, visible to SPI by name */
@@ -87,6 +94,8 @@ extern bool pos_translation_is_linked(PosRun *run, PosModel *model,
 extern void pos_translation_add(PosRun *run, PosModel *model, Datum remote,
 								Datum local, bool created);
 extern void pos_translation_remove(PosRun *run, PosModel *model, Datum remote);
+extern void pos_translation_set_gone(PosRun *run, PosModel *model,
+									 Datum remote, bool gone);
 extern void pos_translation_flush(PosRun *run);
 
 /* in translate.c: a remote row as a staged one */
@@ -127,12 +136,20 @@ extern void pos_write_close(PosModel *model);
 
 /* in careful.c: bad rows are found and left out */
 typedef void (*PosCareful) (PosRun *run, void *argument);
+typedef void (*PosCarefulReject) (PosRun *run, PosModel *model, Datum *values,
+								  bool *nulls, ErrorData *error);
 extern bool pos_careful_is_content(int sqlerrcode);
 extern ErrorData *pos_careful_try(PosRun *run, PosCareful function,
 								  void *argument);
 extern void pos_careful_write(PosRun *run, PosModel *model,
 							  PosRowset *gathered, PosCareful function,
 							  bool created);
+extern PosRowset *pos_careful_rest(PosRun *run, PosModel *model,
+								   PosRowset *gathered, PosCareful function,
+								   int64 most);
+extern void pos_careful_last(PosRun *run, PosModel *model, PosRowset *rest,
+							 PosRowset *gathered, PosCareful function,
+							 PosCarefulReject reject);
 extern void pos_careful_write_component(PosRun *run, List *models,
 										PosRowset **gathered, PosCareful all,
 										PosCareful one);
@@ -149,15 +166,29 @@ extern void pos_prove_lock(PosModel *model);
 /* in conflict.c: rows that both sides changed */
 extern bool pos_conflict_counts(PosModel *model, PosField *field);
 extern bool pos_conflict_load(PosRun *run, PosModel *model);
+extern char **pos_conflict_keys(PosModel *model, int *nkeys);
+extern bool pos_conflict_has_key(char **keys, int nkeys, const char *key);
 extern void pos_conflict_append_state(StringInfo sql, PosModel *model);
 extern bool pos_conflict_decide(PosRun *run, PosModel *model, int state,
 								Datum *values, bool *nulls);
+
+/* in drift.c: what is read and deleted because both sides differ */
+extern void pos_drift_plan(PosRun *run);
+extern void pos_drift_find(PosRun *run);
+
+/* in gone.c: rows whose counterpart was deleted */
+extern void pos_gone_put(PosRun *run, PosModel *model, const char *remote,
+						 const char *local);
+extern void pos_gone_apply(PosRun *run, bool last);
+extern void pos_gone_store(PosRun *run);
 
 /* in quarantine.c */
 extern void pos_quarantine_retry(PosRun *run);
 extern void pos_quarantine_reject(PosRun *run, PosModel *model, Datum remote,
 								  const char *reason, const char *message,
 								  List *candidates, Datum *values, bool *nulls);
+extern void pos_quarantine_gone(PosRun *run, PosModel *model, Datum remote,
+								const char *message);
 extern void pos_quarantine_missing(PosRun *run, PosModel *model,
 								   Datum remote);
 extern char *pos_quarantine_image(PosModel *model, Datum *values, bool *nulls);

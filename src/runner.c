@@ -463,8 +463,8 @@ trim_history(void)
 						  " min(g.started_at), sum(g.runs),"
 						  " count(*) FILTER (WHERE g.status <> 'ok'),"
 						  " sum(g.rows_read), sum(g.rows_created),"
-						  " sum(g.rows_updated), sum(g.rows_left_out),"
-						  " sum(g.bytes_received) FROM gone g"
+						  " sum(g.rows_updated), sum(g.rows_deleted),"
+						  " sum(g.rows_left_out), sum(g.bytes_received) FROM gone g"
 						  " LEFT JOIN @.synchronize_counter o"
 						  " USING (model, server, direction)"
 						  " WHERE o.since IS NULL OR g.started_at >= o.since"
@@ -475,6 +475,7 @@ trim_history(void)
 						  " rows_read = c.rows_read + EXCLUDED.rows_read,"
 						  " rows_created = c.rows_created + EXCLUDED.rows_created,"
 						  " rows_updated = c.rows_updated + EXCLUDED.rows_updated,"
+						  " rows_deleted = c.rows_deleted + EXCLUDED.rows_deleted,"
 						  " rows_left_out = c.rows_left_out + EXCLUDED.rows_left_out,"
 						  " bytes_received = c.bytes_received + EXCLUDED.bytes_received)"
 						  " SELECT 1 FROM gone", 2, types, values, NULL);

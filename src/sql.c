@@ -210,15 +210,37 @@ pos_sql_as_owner(Relation rel, Oid *saved_user, int *saved_context)
 						   SECURITY_RESTRICTED_OPERATION);
 }
 
-/* Opens the rows of a query, to be read by pos_sql_next. */
+/*
+ * Opens the rows of a query over whole tables, as the active snapshot sees them.
+ * Nested loops are what it would suffer from if statistics are missing.
+ */
 PosCursor *
-pos_sql_open(const char *sql)
+pos_sql_open_whole(const char *sql)
+{
+	int			nestlevel = NewGUCNestLevel();
+	PosCursor  *cursor;
+
+	(void) set_config_option("enable_nestloop", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	cursor = pos_sql_open(sql, true);
+	pos_sql_planned(nestlevel);
+	return cursor;
+}
+
+/*
+ * Opens the rows of a query, to be read by pos_sql_peek; as things are now, or, if
+ * it reads only, as the active snapshot sees them.
+ */
+PosCursor *
+pos_sql_open(const char *sql, bool read_only)
 {
 	MemoryContext context = CurrentMemoryContext;
 	PosCursor  *cursor = palloc0(sizeof(PosCursor));
 
 	cursor->portal = SPI_cursor_open_with_args(NULL, sql, 0, NULL, NULL, NULL,
-											   false, 0);
+											   read_only, 0);
 	MemoryContextSwitchTo(context);
 	return cursor;
 }

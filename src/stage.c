@@ -11,6 +11,7 @@
 #include "access/tupdesc.h"
 #include "catalog/pg_type.h"
 #include "model.h"
+#include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
@@ -70,6 +71,31 @@ pos_stage_table(PosModel *model)
 		if (field->copy && field->supplier == NULL && !field->is_key)
 			field->wire = add_column(model, field, POS_FORM_VALUE);
 	}
+}
+
+/* Has a row read in any case, by its canonical key as a text. */
+void
+pos_stage_retry(PosModel *model, const char *key)
+{
+	PosTable   *table = &model->table;
+	Datum		parts[INDEX_MAX_KEYS];
+
+	if (table->nretry == table->maxretry)
+	{
+		Size		size;
+
+		table->maxretry = Max(table->maxretry * 2, 16);
+		size = table->maxretry * model->nkey * sizeof(char *);
+		table->retry = table->retry == NULL ? palloc(size) :
+			repalloc(table->retry, size);
+	}
+	parts[0] = CStringGetTextDatum(key);
+	if (model->nkey > 1)
+		pos_key_to_parts(parts[0], model->nkey, parts);
+	for (int j = 0; j < model->nkey; j++)
+		table->retry[table->nretry * model->nkey + j] =
+			TextDatumGetCString(parts[j]);
+	table->nretry++;
 }
 
 /* Whether the remote key of a model is a single integer. */

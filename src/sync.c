@@ -90,8 +90,8 @@ tables_of(PosRun *run, bool changed_only, int *ntables)
  * Opens the source's snapshot and finds out what changed.  Returns false if
  * nothing did.
  */
-static bool
-find_changes(PosRun *run)
+bool
+pos_sync_begin(PosRun *run)
 {
 	ListCell   *lc;
 	PosTable  **tables;
@@ -117,8 +117,8 @@ find_changes(PosRun *run)
 }
 
 /* Compares both sides with the configuration, and lays out the rows. */
-static void
-prepare_models(PosRun *run)
+void
+pos_sync_prepare(PosRun *run)
 {
 	int			ntables;
 	PosTable  **tables = tables_of(run, false, &ntables);
@@ -207,15 +207,20 @@ pos_sync_pull(PosRun *run)
 	pos_sync_report(run, problems);
 
 	run->connection = pos_connection_get(run->tree->server);
-	if (find_changes(run))
+	pos_drift_plan(run);
+	if (pos_sync_begin(run))
 	{
-		prepare_models(run);
+		pos_sync_prepare(run);
 		pos_parts_plan(run);
+		pos_drift_find(run);
 		tables = tables_of(run, true, &ntables);
-		run->connection->ops->request(run->connection, tables, ntables);
+		if (ntables > 0)
+			run->connection->ops->request(run->connection, tables, ntables);
 		expect_rows(tables, ntables);
+		pos_gone_apply(run, false);
 		foreach(lc, run->tree->components)
 			synchronize_component(run, lfirst(lc));
+		pos_gone_apply(run, true);
 		foreach(lc, run->tree->models)
 			pos_write_close(lfirst(lc));
 		pos_translation_close(run);
@@ -224,6 +229,7 @@ pos_sync_pull(PosRun *run)
 			pos_quarantine_store(run);
 			pos_history_positions(run);
 			pos_parts_store(run);
+			pos_gone_store(run);
 		}
 		pos_quarantine_close(run);
 	}

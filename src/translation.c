@@ -44,7 +44,7 @@
 enum
 {
 	COL_MODEL, COL_DECISION, COL_RUN, COL_REMOTE, COL_LOCAL, COL_REMOTE_TEXT,
-	COL_LOCAL_TEXT, NCOLS
+	COL_LOCAL_TEXT, COL_GONE, NCOLS
 };
 
 /* Known of a translation in the hash table beside what run.h defines */
@@ -334,6 +334,9 @@ find(PosRun *run, PosModel *model, Datum from, Datum *to, uint8 *known)
 						 model->name)));
 	*known = DatumGetChar(slot_getattr(t->slot, COL_DECISION + 1, &isnull)) == 'm' ?
 		POS_KNOWN_MATCHED : 0;
+	(void) slot_getattr(t->slot, COL_GONE + 1, &isnull);
+	if (!isnull)
+		*known |= POS_KNOWN_GONE;
 	entry = remember(run, model, from, *to, *known);
 	if (entry != NULL)
 		*to = entry->to;
@@ -410,6 +413,7 @@ pos_translation_add(PosRun *run, PosModel *model, Datum remote, Datum local,
 	nulls[COL_REMOTE_TEXT] = model->remote_int;
 	nulls[COL_LOCAL] = !model->local_int;
 	nulls[COL_LOCAL_TEXT] = model->local_int;
+	nulls[COL_GONE] = true;
 
 	if (t->bulk == NULL)
 	{
@@ -454,6 +458,23 @@ pos_translation_remove(PosRun *run, PosModel *model, Datum from)
 			"DELETE FROM @.synchronize_translation"
 			" WHERE model = $1 AND remote_key_text = $2";
 	pos_store_execute(sql, 2, types, values, NULL);
+}
+
+/* Notes that the counterpart of a row has been deleted, or is there again. */
+void
+pos_translation_set_gone(PosRun *run, PosModel *model, Datum remote, bool gone)
+{
+	Oid			types[] = {INT2OID, model->remote_int ? INT8OID : TEXTOID, INT4OID};
+	Datum		values[] = {Int16GetDatum(model->id), remote, Int32GetDatum(run->id)};
+	const char *nulls = gone ? "   " : "  n";
+
+	pos_store_execute(model->remote_int ?
+					  "UPDATE @.synchronize_translation SET gone = $3"
+					  " WHERE model = $1 AND remote_key = $2"
+					  " AND (gone IS NULL) <> ($3 IS NULL)" :
+					  "UPDATE @.synchronize_translation SET gone = $3"
+					  " WHERE model = $1 AND remote_key_text = $2"
+					  " AND (gone IS NULL) <> ($3 IS NULL)", 3, types, values, nulls);
 }
 
 /* Writes the translations added so far. */

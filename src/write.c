@@ -365,7 +365,7 @@ open_differences(PosModel *model)
 		appendStringInfoString(&sql, ")::pg_catalog.record");
 	}
 	appendStringInfoString(&sql, " ORDER BY r.n");
-	return pos_sql_open(sql.data);
+	return pos_sql_open(sql.data, false);
 }
 
 /*

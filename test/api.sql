@@ -27,22 +27,24 @@ SELECT results_eq(
 	  ('possync_add_child', 'model text, child regclass'),
 	  ('possync_add_model', 'relation regclass, server name, name text DEFAULT NULL::text, remote text DEFAULT NULL::text'),
 	  ('possync_capture', ''),
+	  ('possync_compare', 'model text, direction text DEFAULT NULL::text, condition text DEFAULT NULL::text'),
 	  ('possync_discard', 'id bigint, because text'),
 	  ('possync_explain', 'relation regclass, key text'),
 	  ('possync_pause', 'model text DEFAULT NULL::text, direction text DEFAULT NULL::text, server name DEFAULT NULL::name'),
 	  ('possync_processes', 'OUT pid integer, OUT kind text, OUT database oid, OUT role oid, OUT server oid, OUT direction text'),
-	  ('possync_pull', 'model text, dry_run boolean DEFAULT false, on_error text DEFAULT ''report''::text, "full" boolean DEFAULT false'),
+	  ('possync_pull', 'model text, dry_run boolean DEFAULT false, on_error text DEFAULT ''report''::text, "full" boolean DEFAULT false, compare boolean DEFAULT false'),
 	  ('possync_push', 'model text, on_error text DEFAULT ''report''::text'),
 	  ('possync_queue', 'model text, operations text[] DEFAULT ''{insert,update,delete}''::text[]'),
 	  ('possync_refuse_truncate', ''),
 	  ('possync_remove_model', 'model text, forget boolean DEFAULT false'),
+	  ('possync_repair', 'model text, direction text DEFAULT NULL::text, condition text DEFAULT NULL::text, dry_run boolean DEFAULT true'),
 	  ('possync_reset_counters', 'model text'),
 	  ('possync_resolve', 'id bigint, candidate text'),
 	  ('possync_resume', 'model text DEFAULT NULL::text, direction text DEFAULT NULL::text, server name DEFAULT NULL::name'),
 	  ('possync_retry', 'id bigint'),
 	  ('possync_schedule', 'model text, direction text, every interval DEFAULT ''00:01:00''::interval, jitter interval DEFAULT NULL::interval'),
 	  ('possync_set_field', 'model text, field name, copy boolean DEFAULT NULL::boolean, match boolean DEFAULT NULL::boolean, remote text DEFAULT NULL::text, fixed text DEFAULT NULL::text'),
-	  ('possync_set_model', 'model text, name text DEFAULT NULL::text, remote text DEFAULT NULL::text, on_unknown text DEFAULT NULL::text, on_match text DEFAULT NULL::text, change_columns text[] DEFAULT NULL::text[], on_conflict text DEFAULT NULL::text'),
+	  ('possync_set_model', 'model text, name text DEFAULT NULL::text, remote text DEFAULT NULL::text, on_unknown text DEFAULT NULL::text, on_match text DEFAULT NULL::text, change_columns text[] DEFAULT NULL::text[], on_conflict text DEFAULT NULL::text, on_delete text DEFAULT NULL::text, inactive_field name DEFAULT NULL::name, inactive_value text DEFAULT NULL::text'),
 	  ('possync_tree', 'model text, fields boolean DEFAULT true'),
 	  ('possync_unqueue', 'model text'),
 	  ('possync_unschedule', 'model text, direction text DEFAULT NULL::text')$$,
@@ -70,7 +72,7 @@ SELECT bag_eq(
 	$$SELECT proname FROM functions WHERE prolang = (SELECT oid FROM pg_language WHERE lanname = 'c')$$,
 	$$VALUES ('possync_pull'::name), ('possync_postgres_validator'), ('possync_push'), ('possync_capture'),
 	  ('_possync_forget_captures'), ('possync_retry'), ('possync_resolve'), ('possync_discard'), ('possync_explain'),
-	  ('_possync_wake'), ('possync_processes'), ('_possync_is_preloaded'), ('_possync_running')$$,
+	  ('_possync_wake'), ('possync_compare'), ('_possync_resend'), ('possync_processes'), ('_possync_is_preloaded'), ('_possync_running')$$,
 	'but those in C');
 SELECT bag_eq(
 	$$SELECT proname FROM functions WHERE NOT has_function_privilege('api_nobody', oid, 'EXECUTE')$$,
@@ -85,7 +87,7 @@ SELECT is((SELECT format_type(prorettype, NULL) FROM functions WHERE proname = '
 -- Tables
 SELECT results_eq(
 	$$SELECT relname::text COLLATE "default", relkind::text FROM relations WHERE relkind <> 'S' ORDER BY relname COLLATE "C"$$,
-	$$VALUES ('_possync_foreign_key', 'v'), ('possync_counters', 'v'), ('possync_progress', 'v'), ('possync_quarantine', 'v'), ('possync_queue_depth', 'v'), ('possync_reference', 'v'),
+	$$VALUES ('_possync_foreign_key', 'v'), ('_possync_linked', 'v'), ('possync_counters', 'v'), ('possync_progress', 'v'), ('possync_quarantine', 'v'), ('possync_queue_depth', 'v'), ('possync_reference', 'v'),
 	  ('possync_status', 'v'), ('synchronize_batch', 'r'), ('synchronize_child', 'r'), ('synchronize_counter', 'r'), ('synchronize_field', 'r'),
 	  ('synchronize_held', 'r'), ('synchronize_history', 'r'), ('synchronize_model', 'r'),
 	  ('synchronize_position', 'r'), ('synchronize_quarantine', 'r'), ('synchronize_queue', 'r'),
@@ -108,6 +110,7 @@ SELECT bag_eq(
 	  WHERE relkind <> 'S' AND has_table_privilege('api_nobody', oid, p)$$,
 	$$SELECT t, p FROM (VALUES
 		('_possync_foreign_key', '{SELECT}'::text[]),
+		('_possync_linked', '{SELECT}'),
 		('possync_counters', '{SELECT}'),
 		('possync_progress', '{SELECT}'),
 		('possync_quarantine', '{SELECT}'),
@@ -120,7 +123,7 @@ SELECT bag_eq(
 		('synchronize_field', '{SELECT,INSERT,UPDATE,DELETE}'),
 		('synchronize_model', '{SELECT,INSERT,UPDATE,DELETE}'),
 		('synchronize_position', '{SELECT,DELETE}')) v (t, ps), unnest(ps) p$$,
-	'what PUBLIC may do: nothing with keys and rows left out');
+	'what PUBLIC may do: nothing with rows left out, nor with keys of tables that one may not read');
 SELECT set_eq(
 	$$SELECT attname::text FROM pg_attribute WHERE attrelid = 'somewhere.synchronize_history'::regclass
 	  AND attnum > 0 AND NOT has_column_privilege('api_nobody', attrelid, attnum, 'SELECT')$$,

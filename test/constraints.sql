@@ -48,17 +48,17 @@ CREATE TABLE master.leaf (id int PRIMARY KEY, parent int REFERENCES master.paren
 CREATE TABLE leaf (id int PRIMARY KEY, parent reference REFERENCES parent);
 INSERT INTO master.leaf VALUES (1, NULL);
 SELECT add('leaf') \g /dev/null
-SELECT is(pull('leaf'), 'ok: 3000 unchanged, 1 left out', 'a reference to nothing');
+SELECT is(pull('leaf'), 'ok: 1 left out', 'a reference to nothing');
 UPDATE master.leaf SET parent = 1;
-SELECT is(pull('leaf'), 'ok: 1 created, 3000 unchanged', 'a good one');
+SELECT is(pull('leaf'), 'ok: 1 created', 'a good one');
 UPDATE master.leaf SET parent = NULL;
-SELECT is(pull('leaf'), 'ok: 3000 unchanged, 1 left out', 'that becomes null');
+SELECT is(pull('leaf'), 'ok: 1 left out', 'that becomes null');
 DELETE FROM leaf;
 DELETE FROM synchronize_translation t USING synchronize_model m WHERE m.id = t.model AND m.name = 'leaf';
 UPDATE master.leaf SET parent = 1;
 ALTER DOMAIN reference DROP CONSTRAINT reference_check;
 ALTER DOMAIN reference ADD CHECK (VALUE > 100000);
-SELECT is(pull('leaf'), 'ok: 3000 unchanged, 1 left out', 'a key that a domain refuses');
+SELECT is(pull('leaf'), 'ok: 1 left out', 'a key that a domain refuses');
 
 -- Checks that look at the table, and triggers that look at rows
 CREATE TABLE master.thing (id int PRIMARY KEY, code text);

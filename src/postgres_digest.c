@@ -1,0 +1,147 @@
+/*
+ * postgres_digest.c
+ *		Hashes of rows, computed by a remote PostgreSQL.
+ *
+ * Columns are hashed as the local table would have them, as far as that can be
+ * said with types that both sides know; what is equal and hashed differently
+ * costs that the row is read.
+ */
+#include "postgres.h"
+
+#include "access/transam.h"
+#include "catalog/pg_type.h"
+#include "connection_postgres.h"
+#include "digest.h"
+#include "miscadmin.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+
+/* Whether values of both types have the same texts, whatever they are. */
+static bool
+same_texts(PosPgAttribute *attribute, Oid local, int32 typmod)
+{
+	bool		strings = (attribute->type == TEXTOID ||
+						   attribute->type == VARCHAROID) &&
+	(local == TEXTOID || local == VARCHAROID);
+
+	if (attribute->type >= FirstGenbkiObjectId || local >= FirstGenbkiObjectId)
+		return true;			/* nothing better is known */
+	return (attribute->type == local || strings) &&
+		(typmod == -1 || typmod == attribute->typmod);
+}
+
+/* Returns a column as it is hashed. */
+static char *
+column_sql(PosPgRelation *relation, PosColumn *column)
+{
+	PosPgAttribute *attribute = pos_pg_attribute(relation, column->remote);
+	const char *name = quote_identifier(column->remote);
+	Oid			local;
+	int32		typmod = column->typmod;
+
+	if (column->type == INT8OID && column->form == POS_FORM_KEY)
+		return pstrdup(name);
+	if (column->form != POS_FORM_VALUE)
+		return psprintf("%s::text", name);
+	local = getBaseTypeAndTypmod(column->type, &typmod);
+	if (same_texts(attribute, local, typmod))
+		return pstrdup(name);
+	return psprintf("%s::%s", name, format_type_with_typemod(local, typmod));
+}
+
+/* Returns a table's key, as one value. */
+static char *
+key_sql(PosTable *table, List *columns)
+{
+	StringInfoData buf;
+
+	if (table->nkey == 1)
+		return linitial(columns);
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "ARRAY[");
+	for (int i = 0; i < table->nkey; i++)
+		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : "",
+						 (char *) list_nth(columns, i));
+	appendStringInfoString(&buf, "]::text");
+
+	return buf.data;
+}
+
+/*
+ * See connection.h.
+ */
+void
+pos_pg_digest(PosConnection *connection, PosDigest *digest)
+{
+	PosPgSession *session = (PosPgSession *) connection;
+	PosTable   *table = digest->table;
+	PosPgRelation *relation = pos_pg_relation(session, table->remote);
+	PosDigestSource source = {.columns = NIL};
+	StringInfoData from;
+	MemoryContext old;
+
+	pos_pg_session_enter(session);
+	if (session->digest_context == NULL)
+		session->digest_context = AllocSetContextCreate(session->read_context,
+														"possync digest",
+														ALLOCSET_DEFAULT_SIZES);
+	MemoryContextReset(session->digest_context);
+	old = MemoryContextSwitchTo(session->digest_context);
+	for (int i = 0; i < table->ncolumns; i++)
+		source.columns = lappend(source.columns,
+								 column_sql(relation, &table->columns[i]));
+	source.key_int = table->nkey == 1 && table->columns[0].type == INT8OID;
+	source.key = key_sql(table, source.columns);
+	initStringInfo(&from);
+	appendStringInfo(&from, "%s WHERE ", relation->sql);
+	if (digest->nkeys > 0)
+		pos_pg_append_keys(&from, table, digest->nkeys, digest->keys);
+	else
+		appendStringInfoString(&from, "true");
+	source.from = from.data;
+
+	session->digest = digest;
+	session->command = pos_digest_query(digest, &source,
+										GetDatabaseEncodingName());
+	MemoryContextSwitchTo(old);
+	if (!PQsendQuery(session->conn, session->command) ||
+		!PQsetSingleRowMode(session->conn))
+		pos_pg_error(session);
+	session->state = POS_PG_READING;
+	pos_pg_flush(session);
+	pos_pg_session_leave(session);
+}
+
+/*
+ * See connection.h.
+ */
+bool
+pos_pg_digest_next(PosConnection *connection, PosDigestRow *row)
+{
+	PosPgSession *session = (PosPgSession *) connection;
+	bool		sums = session->digest->wanted == NULL &&
+	session->digest->nkeys == 0;
+	PGresult   *res;
+
+	CHECK_FOR_INTERRUPTS();
+	pos_pg_session_enter(session);
+	res = pos_pg_result(session);
+	if (PQresultStatus(res) == PGRES_TUPLES_OK && PQntuples(res) == 0)
+	{
+		if (pos_pg_result(session) != NULL)
+			pos_pg_error(session);
+		session->state = POS_PG_OPEN;
+		pos_pg_session_leave(session);
+		return false;
+	}
+	if (PQresultStatus(res) != PGRES_SINGLE_TUPLE || PQnfields(res) != 3)
+		pos_pg_error(session);
+	row->number = strtoi64(PQgetvalue(res, 0, 0), NULL, 10);
+	row->count = sums ? strtoi64(PQgetvalue(res, 0, 1), NULL, 10) : 1;
+	row->key = sums ? NULL : pstrdup(PQgetvalue(res, 0, 1));
+	row->content = pstrdup(PQgetvalue(res, 0, 2));
+	pos_pg_session_leave(session);
+
+	return true;
+}
