@@ -294,6 +294,39 @@ CREATE INDEX ON @extschema@.synchronize_held (quarantine);
 COMMENT ON TABLE @extschema@.synchronize_held IS 'queued transactions that could not be pushed, or that depend on one that could not';
 COMMENT ON COLUMN @extschema@.synchronize_held.quarantine IS 'the entry of synchronize_quarantine that tells why';
 
+-- Which rows of which table were written by which transaction, where this
+-- database is somebody's master.
+CREATE TABLE @extschema@.synchronize_log (
+	xid xid8 NOT NULL,
+	relation oid NOT NULL,
+	keys bigint[],
+	keys_text text[],
+	logged_at timestamptz NOT NULL
+);
+
+CREATE INDEX synchronize_log_xid ON @extschema@.synchronize_log (relation, xid);
+
+COMMENT ON TABLE @extschema@.synchronize_log IS 'keys of rows that transactions have written in tables that possync_log was called for';
+COMMENT ON COLUMN @extschema@.synchronize_log.xid IS 'the transaction';
+COMMENT ON COLUMN @extschema@.synchronize_log.keys IS 'keys that are one integer; null, as keys_text, if the table was truncated';
+
+-- What is no longer in the log.
+CREATE TABLE @extschema@.synchronize_trimmed (
+	relation oid PRIMARY KEY,
+	xid xid8 NOT NULL
+);
+
+COMMENT ON TABLE @extschema@.synchronize_trimmed IS 'up to which transaction entries were taken out of synchronize_log';
+GRANT SELECT ON @extschema@.synchronize_trimmed TO PUBLIC;
+
+-- For those who may read the tables.
+CREATE VIEW @extschema@.possync_changes WITH (security_barrier) AS
+	SELECT l.xid, l.relation, l.keys, l.keys_text, l.logged_at
+	FROM @extschema@.synchronize_log l
+	WHERE pg_catalog.has_any_column_privilege(l.relation, 'SELECT');
+COMMENT ON VIEW @extschema@.possync_changes IS 'the change log of tables that the current user may read';
+GRANT SELECT ON @extschema@.possync_changes TO PUBLIC;
+
 GRANT SELECT ON @extschema@.synchronize_model, @extschema@.synchronize_field,
 	@extschema@.synchronize_child, @extschema@.synchronize_position TO PUBLIC;
 
@@ -323,6 +356,9 @@ SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_held', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_queue_txid_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_counter', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_schedule', '');
+-- transactions have other numbers where a dump is restored
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_log', 'WHERE false');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.synchronize_trimmed', 'WHERE false');
 
 /*
  * Connections.  A wrapper without handler: servers and user mappings are where
@@ -2214,6 +2250,102 @@ BEGIN
 	SELECT old.name, old.server, d, clock_timestamp() FROM unnest('{pull,push}'::text[]) d;
 END $$;
 COMMENT ON FUNCTION @extschema@.possync_reset_counters(text) IS 'lets the counters of a model begin anew';
+
+/* --- change log --- */
+CREATE FUNCTION @extschema@.possync_log_change() RETURNS trigger
+AS 'MODULE_PATHNAME' LANGUAGE C;
+COMMENT ON FUNCTION @extschema@.possync_log_change() IS 'trigger of logged tables, made by possync_log: notes the key of the row';
+
+/*
+ * possync_log
+ *		Keeps a log of a table's changes, at a master, for any number of tills:
+ *		they find what was changed and deleted since they read it, at once and
+ *		exactly, whether it has a change column or not.
+ *
+ * relation		the table
+ * key			the columns that tills know its rows by; the primary key if null
+ *
+ * For the owner of the table.  Tills see the log if they may read the table and
+ * have USAGE on the schema of possync.  Errors: insufficient_privilege,
+ * undefined_column, invalid_table_definition.
+ */
+CREATE FUNCTION @extschema@.possync_log(relation regclass, key name[] DEFAULT NULL)
+RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	root pg_class;
+	columns name[] := $2;
+	missing name;
+	part regclass;
+	arguments text;
+BEGIN
+	SELECT * INTO root FROM pg_class c WHERE c.oid = $1;
+	IF NOT pg_has_role(root.relowner, 'USAGE') THEN
+		RAISE insufficient_privilege USING MESSAGE = format('must be owner of table %s', $1);
+	ELSIF root.relkind NOT IN ('r', 'p') OR root.relispartition OR root.relpersistence = 't' THEN
+		RAISE invalid_table_definition USING
+			MESSAGE = format('%s cannot be logged', $1),
+			DETAIL = 'Only ordinary tables and whole partitioned tables can.';
+	END IF;
+	IF columns IS NULL THEN
+		SELECT array_agg(a.attname ORDER BY k.n) INTO columns
+		FROM pg_constraint c CROSS JOIN unnest(c.conkey) WITH ORDINALITY k (attnum, n)
+		JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.attnum
+		WHERE c.conrelid = $1 AND c.contype = 'p';
+	END IF;
+	IF coalesce(cardinality(columns), 0) = 0 THEN
+		RAISE invalid_table_definition USING
+			MESSAGE = format('table %s has no primary key', $1),
+			HINT = 'Name the columns that tills know its rows by: possync_log(table, key => ...).';
+	END IF;
+	SELECT k INTO missing FROM unnest(columns) k
+	WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = $1 AND a.attname = k AND a.attnum > 0 AND NOT a.attisdropped);
+	IF FOUND THEN
+		RAISE undefined_column USING MESSAGE = format('column "%s" of table %s does not exist', missing, $1);
+	END IF;
+	SELECT string_agg(quote_literal(k), ', ' ORDER BY n) INTO arguments FROM unnest(columns) WITH ORDINALITY u (k, n);
+	EXECUTE format('CREATE OR REPLACE TRIGGER possync_log AFTER INSERT OR UPDATE OR DELETE ON %s
+					FOR EACH ROW EXECUTE FUNCTION @extschema@.possync_log_change(%s)', $1, arguments);
+	FOR part IN SELECT coalesce(t.relid, $1) FROM (VALUES (1)) v LEFT JOIN pg_partition_tree($1) t ON true LOOP
+		EXECUTE format('CREATE OR REPLACE TRIGGER possync_log_truncate AFTER TRUNCATE ON %s
+						FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.possync_log_change(%s)', part, arguments);
+	END LOOP;
+END $$;
+COMMENT ON FUNCTION @extschema@.possync_log(regclass, name[]) IS 'keeps a log of a table''s changes, at a master, for any number of tills';
+
+/*
+ * possync_unlog
+ *		Keeps it no longer.
+ *
+ * relation		the table
+ *
+ * Tills go back to what they did before, at the latest when they sweep.  Errors:
+ * undefined_object, insufficient_privilege.
+ */
+CREATE FUNCTION @extschema@.possync_unlog(relation regclass)
+RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	part regclass;
+	found boolean := false;
+BEGIN
+	IF NOT pg_has_role((SELECT c.relowner FROM pg_class c WHERE c.oid = $1), 'USAGE') THEN
+		RAISE insufficient_privilege USING MESSAGE = format('must be owner of table %s', $1);
+	END IF;
+	FOR part IN SELECT coalesce(t.relid, $1) FROM (VALUES (1)) v LEFT JOIN pg_partition_tree($1) t ON true LOOP
+		found := found OR EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = part AND g.tgname = 'possync_log');
+		EXECUTE format('DROP TRIGGER IF EXISTS possync_log_truncate ON %s', part);
+	END LOOP;
+	IF NOT found THEN
+		RAISE undefined_object USING MESSAGE = format('table %s is not logged', $1);
+	END IF;
+	EXECUTE format('DROP TRIGGER possync_log ON %s', $1);
+END $$;
+COMMENT ON FUNCTION @extschema@.possync_unlog(regclass) IS 'keeps no log of a table''s changes any longer';
 
 /* --- drift --- */
 

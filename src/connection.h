@@ -57,6 +57,14 @@ typedef struct PosColumn
 	int32		typmod;
 } PosColumn;
 
+/* Whether the rows of a table are going to be compared */
+typedef enum PosCompared
+{
+	POS_COMPARED_NOT,
+	POS_COMPARED_UNLESS_LOGGED, /* unless the source's log tells all */
+	POS_COMPARED_ALWAYS
+} PosCompared;
+
 /* Which rows of a table a read is to deliver */
 typedef enum PosScope
 {
@@ -85,8 +93,8 @@ typedef struct PosTable
 								 * read has given as next_position: what is in
 								 * it is the connection's business */
 	const char *source;			/* identity of the source position belongs to */
-	bool		compared;		/* rows are going to be compared: it counts as
-								 * changed */
+	PosCompared compared;		/* whether rows are going to be compared: then
+								 * it counts as changed */
 	PosScope	scope;			/* which rows are read */
 	int			limit;			/* read at most so many rows, in the order of
 								 * their keys, whatever the position; 0: no
@@ -108,6 +116,8 @@ typedef struct PosTable
 
 	/* set by begin */
 	bool		changed;		/* whether a read may find rows */
+	bool		logged;			/* the source's log tells exactly what changed
+								 * since position, and what was deleted */
 
 	/* set by request */
 	const char *next_position;	/* to be stored once the rows are written;
@@ -194,6 +204,7 @@ typedef struct PosDigest
 								 * sums of all buckets, unless nkeys is set */
 	int			nkeys;			/* rows with these keys: nkeys * nkey texts */
 	const char **keys;
+	bool		gone;			/* instead: keys of deleted rows, by the log */
 } PosDigest;
 
 /* One answer: a bucket, or a row; those come in the order of their hashes */

@@ -94,6 +94,7 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 	for (int i = 0; i < ntables; i++)
 	{
 		tables[i]->changed = true;
+		tables[i]->logged = false;
 		tables[i]->next_position = NULL;
 		tables[i]->settled = false;
 	}
@@ -367,8 +368,11 @@ try_begin(PosPgSession *session, PosTable **tables, int ntables, bool kept)
 			pos_pg_error(session);
 	}
 	for (int i = 0; i < ntables; i++)
+	{
 		if (pos_pg_position_sweeps(session, tables[i]))
 			tables[i]->changed = true;
+		tables[i]->logged = pos_pg_position_snapshot(session, tables[i]) != NULL;
+	}
 
 	return ATTEMPT_DONE;
 }
@@ -465,6 +469,8 @@ static void
 receive_probe(PosPgSession *session, PosTable **tables, int ntables)
 {
 	int			column = 0;
+	List	   *unlogged = NIL;
+	ListCell   *lc;
 
 	for (int i = 0; i < ntables; i++)
 		column += pos_pg_query_probed(session, tables[i]);
@@ -472,10 +478,19 @@ receive_probe(PosPgSession *session, PosTable **tables, int ntables)
 	column = 0;
 	for (int i = 0; i < ntables; i++)
 	{
-		if (pos_pg_query_probed(session, tables[i]))
-			tables[i]->changed =
-				PQgetvalue(session->result, 0, column++)[0] == 't';
+		char		answer;
+
+		if (!pos_pg_query_probed(session, tables[i]))
+			continue;
+		answer = PQgetvalue(session->result, 0, column++)[0];
+		tables[i]->changed = answer == 't' || answer == 'x';
+		if (answer == 'x')
+			unlogged = lappend(unlogged, tables[i]);
 	}
+
+	/* which is part of what tells whether a table was asked for */
+	foreach(lc, unlogged)
+		pos_pg_position_unlogged(lfirst(lc));
 }
 
 /*
@@ -498,8 +513,7 @@ all_described(PosPgSession *session, PosTable **tables, int ntables)
 {
 	for (int i = 0; i < ntables; i++)
 	{
-		if (tables[i]->nchange > 0 && tables[i]->position != NULL &&
-			tables[i]->nretry == 0 &&
+		if (tables[i]->position != NULL && tables[i]->nretry == 0 &&
 			pos_pg_relation(session, tables[i]->remote) == NULL)
 			return false;
 	}

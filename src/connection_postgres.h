@@ -12,6 +12,7 @@
  * postgres_position.c		up to where a table has been read
  * postgres_poll.c			whether anything changed, asked for little
  * postgres_digest.c		hashes of rows
+ * postgres_log.c			the remote's change log
  * postgres_convert.c		from the wire to datums
  * postgres_write.c			the other direction: rows sent, keys made there
  * postgres_statement.c		the SQL of that
@@ -87,6 +88,11 @@ typedef struct PosPgRelation
 	bool		versions;		/* xmin of its rows can be read, and tells
 								 * what it should */
 	int64		rows;			/* about; -1: not known */
+	char	   *oid;
+	char	   *log;			/* identity of its change log, or NULL */
+	char	   *log_schema;		/* of possync there, quoted */
+	char	   *log_key;		/* its key columns, each with a zero byte, in
+								 * hexadecimal */
 	int			nattributes;
 	PosPgAttribute *attributes;
 } PosPgRelation;
@@ -219,8 +225,8 @@ extern void pos_pg_append_changed(StringInfo sql, PosPgRelation *relation,
 								  PosTable *table, const char *since);
 extern void pos_pg_append_greatest(StringInfo sql, PosPgRelation *relation,
 								   PosTable *table, const char *limit);
-extern void pos_pg_append_keys(StringInfo sql, PosTable *table, int nkeys,
-							   const char **keys);
+extern void pos_pg_append_keys(StringInfo sql, PosPgSession *session,
+							   PosTable *table, int nkeys, const char **keys);
 extern char *pos_pg_query_rows(PosPgSession *session, PosTable *table,
 							   PosPgPlan *plan);
 extern bool pos_pg_query_probed(PosPgSession *session, PosTable *table);
@@ -229,6 +235,9 @@ extern bool pos_pg_query_probed(PosPgSession *session, PosTable *table);
 extern void pos_pg_positions_read(PosPgSession *session, PosTable **tables,
 								  int ntables);
 extern const char *pos_pg_position_value(PosTable *table);
+extern const char *pos_pg_position_snapshot(PosPgSession *session,
+											PosTable *table);
+extern void pos_pg_position_unlogged(PosTable *table);
 extern bool pos_pg_position_sweeps(PosPgSession *session, PosTable *table);
 extern void pos_pg_position_append(StringInfo sql, PosPgSession *session,
 								   PosTable *table);
@@ -238,6 +247,16 @@ extern char *pos_pg_positions_query(PosPgSession *session, PosTable **tables,
 extern void pos_pg_positions_receive(PosPgSession *session, PosTable **tables,
 									 int ntables);
 extern void pos_pg_position_seen(PosPgSession *session, PosTable *table);
+
+/* in postgres_log.c */
+extern bool pos_pg_log_usable(PosPgSession *session, PosTable *table);
+extern void pos_pg_log_append_probe(StringInfo sql, PosPgSession *session,
+									PosTable *table, const char *snapshot,
+									bool alone);
+extern void pos_pg_log_append_rows(StringInfo sql, PosPgSession *session,
+								   PosTable *table, const char *snapshot);
+extern char *pos_pg_log_query_gone(PosPgSession *session, PosTable *table,
+								   const char *snapshot);
 
 /* in postgres_poll.c */
 extern PosPgPoll pos_pg_poll(PosPgSession *session, PosTable **tables,

@@ -264,7 +264,7 @@ inspect_tree(PosRun *run, Inspection *inspection)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("server \"%s\" cannot compare rows", run->tree->server)));
 	foreach(lc, run->tree->models)
-		((PosModel *) lfirst(lc))->table.compared = true;
+		((PosModel *) lfirst(lc))->table.compared = POS_COMPARED_ALWAYS;
 	pos_compare_begin(run);
 	(void) pos_sync_begin(run);
 	pos_sync_prepare(run);

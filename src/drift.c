@@ -5,7 +5,7 @@
  * A table that has nothing to tell changes by is compared by hashes, and only the
  * rows that differ are read, once it is big enough for that to pay.  Deleted rows
  * leave nothing behind that could be read; they are found by comparing keys, from
- * time to time.  And everything is compared if somebody asks for it.
+ * time to time, unless the source keeps a log.  And everything is compared if somebody asks for it.
  */
 #include "possync.h"
 
@@ -50,9 +50,13 @@ pos_drift_plan(PosRun *run)
 		if (!run->anew && model->source != NULL &&
 			(run->compare || model->nchange == 0))
 			model->compare = POS_COMPARE_ROWS;
-		if (model->compare != POS_COMPARE_NOTHING && run->before == NULL)
+		if (run->compare)
+			model->table.compared = POS_COMPARED_ALWAYS;
+		else if (model->compare != POS_COMPARE_NOTHING)
+			model->table.compared = POS_COMPARED_UNLESS_LOGGED;
+		if (run->before == NULL && (model->compare != POS_COMPARE_NOTHING ||
+									model->on_delete != POS_DELETE_IGNORE))
 			pos_compare_begin(run);
-		model->table.compared = model->compare != POS_COMPARE_NOTHING;
 	}
 }
 
@@ -105,6 +109,51 @@ compare(PosRun *run, PosModel *model)
 	}
 }
 
+/* Decides how a model is compared, now that its table is known. */
+static PosCompare
+choose(PosRun *run, PosModel *model)
+{
+	PosTable   *table = &model->table;
+	bool		deletes = model->on_delete != POS_DELETE_IGNORE;
+
+	if (!model->has_translations || table->limit > 0 || !table->changed)
+		return POS_COMPARE_NOTHING;
+	if (table->logged && !run->compare)
+		return deletes ? POS_COMPARE_LOG : POS_COMPARE_NOTHING;
+
+	/* as long as this makes one round trip less */
+	if (model->compare == POS_COMPARE_ROWS && !run->compare &&
+		table->rows >= 0 && table->rows < SMALL_TABLE)
+		return deletes ? POS_COMPARE_KEYS : POS_COMPARE_NOTHING;
+	return model->compare;
+}
+
+/* Finds out by the source's log which rows of a model were deleted. */
+static void
+ask_log(PosRun *run, PosModel *model)
+{
+	PosDigest	digest = {.table = &model->table,.gone = true};
+	PosDigestRow row;
+	int			chosen = 0;
+
+	run->connection->ops->digest(run->connection, &digest);
+	while (run->connection->ops->digest_next(run->connection, &row))
+	{
+		Datum		remote = pos_key_from_string(row.key, model->remote_int);
+		Datum		local;
+		uint8		known;
+
+		if (pos_translation_find(run, model, remote, &local, &known) == POS_FOUND &&
+			(known & POS_KNOWN_GONE) == 0)
+			pos_gone_put(run, model, row.key,
+						 pos_key_string(local, model->local_int));
+	}
+
+	/* which of those that were deleted before are there again */
+	pos_compare_model(run, model, POS_CONTENT_KEY, true, "t.gone IS NOT NULL", take,
+					  &chosen);
+}
+
 /*
  * Compares the models that are to be, in the remote's snapshot, and decides by
  * that which of their rows are read, and which are gone.
@@ -118,16 +167,10 @@ pos_drift_find(PosRun *run)
 	{
 		PosModel   *model = lfirst(lc);
 
-		/* as long as this makes one round trip less */
-		if (model->compare == POS_COMPARE_ROWS && model->nchange == 0 &&
-			!run->compare && model->table.rows >= 0 &&
-			model->table.rows < SMALL_TABLE)
-			model->compare = model->on_delete != POS_DELETE_IGNORE ?
-				POS_COMPARE_KEYS : POS_COMPARE_NOTHING;
-		if (!model->has_translations || model->table.limit > 0 ||
-			!model->table.changed)
-			model->compare = POS_COMPARE_NOTHING;
-		if (model->compare != POS_COMPARE_NOTHING)
+		model->compare = choose(run, model);
+		if (model->compare == POS_COMPARE_LOG)
+			ask_log(run, model);
+		else if (model->compare != POS_COMPARE_NOTHING)
 			compare(run, model);
 	}
 	if (run->before != NULL)

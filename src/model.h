@@ -67,6 +67,7 @@ typedef enum PosDelete
 typedef enum PosCompare
 {
 	POS_COMPARE_NOTHING,
+	POS_COMPARE_LOG,			/* the source's log tells what was deleted */
 	POS_COMPARE_KEYS,
 	POS_COMPARE_ROWS
 } PosCompare;

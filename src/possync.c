@@ -21,6 +21,7 @@ int			pos_clock_offset_max;
 int			pos_compare_interval;
 int			pos_delete_limit;
 int			pos_history_keep;
+int			pos_log_keep;
 int			pos_part_rows;
 int			pos_retry_max;
 int			pos_retry_slow;
@@ -49,6 +50,11 @@ define_settings(void)
 							"How long rows of synchronize_history are kept.",
 							"Scheduled jobs trim it; -1 keeps them for ever.",
 							&pos_history_keep, 30 * 24 * 60, -1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
+	DefineCustomIntVariable("possync.log_keep",
+							"How long entries of a change log are kept.",
+							"A till that was away for longer compares all rows; -1 keeps them for ever.",
+							&pos_log_keep, 7 * 24 * 60, -1, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
 	DefineCustomIntVariable("possync.part_rows",
 							"How many rows of an initial load a scheduled pull commits together.",

@@ -15,6 +15,7 @@ extern int	pos_clock_offset_max;	/* seconds; -1: none */
 extern int	pos_compare_interval;	/* seconds; 0: always, -1: never */
 extern int	pos_delete_limit;	/* percent */
 extern int	pos_history_keep;	/* minutes; -1: for ever */
+extern int	pos_log_keep;		/* minutes; -1: for ever */
 extern int	pos_part_rows;		/* 0: no parts */
 extern int	pos_retry_max;		/* seconds */
 extern int	pos_retry_slow;		/* seconds */

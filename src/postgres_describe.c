@@ -35,6 +35,10 @@ enum
 	D_UNIQUE,
 	D_ROWS,
 	D_VERSIONS,
+	D_OID,
+	D_LOG,
+	D_LOG_SCHEMA,
+	D_LOG_KEY,
 	D_COLUMNS
 };
 
@@ -59,7 +63,8 @@ static const char *const describe_sql =
 " WHEN NOT has_column_privilege(c.oid, 'xmin', 'SELECT') THEN false"
 " WHEN c.relkind = 'r' THEN c.relam = 2 ELSE NOT EXISTS"
 " (SELECT FROM pg_partition_tree(c.oid) p JOIN pg_class l ON l.oid = p.relid"
-" WHERE p.isleaf AND l.relam <> 2) END"
+" WHERE p.isleaf AND l.relam <> 2) END,"
+" c.oid, g.log, g.schema, g.key"
 " FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY t(schema, name, n)"
 " JOIN pg_namespace s ON s.nspname = t.schema"
 " JOIN pg_class c ON c.relnamespace = s.oid AND c.relname = t.name"
@@ -75,6 +80,18 @@ static const char *const describe_sql =
 " SELECT oid, typmod FROM d WHERE typtype <> 'd') b"
 " JOIN pg_type y ON y.oid = b.oid"
 " LEFT JOIN pg_type e ON e.oid = y.typelem AND y.typcategory = 'A'"
+/* a trigger that was made anew or switched off has missed something */
+" LEFT JOIN LATERAL (SELECT format('%%s.%%s', g.oid, g.xmin) AS log,"
+" quote_ident(n.nspname) AS schema, encode(g.tgargs, 'hex') AS key"
+" FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid"
+" AND p.proname = 'possync_log_change'"
+" JOIN pg_namespace n ON n.oid = p.pronamespace"
+" JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid"
+" AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'"
+" JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'possync'"
+" WHERE g.tgrelid = c.oid AND g.tgname = 'possync_log'"
+" AND g.tgenabled IN ('O', 'A') AND NOT c.relispartition"
+" AND has_schema_privilege(n.oid, 'USAGE')) g ON true"
 " ORDER BY t.n, a.attnum";
 
 static void split_name(const char *remote, char **schema, char **name);
@@ -339,6 +356,13 @@ fill_relation(PosPgRelation *relation, PGresult *res, int first, int last)
 	relation->rows = atoll(PQgetvalue(res, first, D_ROWS));
 	relation->readable = PQgetvalue(res, first, D_USAGE)[0] == 't';
 	relation->versions = PQgetvalue(res, first, D_VERSIONS)[0] == 't';
+	relation->oid = pstrdup(PQgetvalue(res, first, D_OID));
+	if (!PQgetisnull(res, first, D_LOG))
+	{
+		relation->log = pstrdup(PQgetvalue(res, first, D_LOG));
+		relation->log_schema = pstrdup(PQgetvalue(res, first, D_LOG_SCHEMA));
+		relation->log_key = pstrdup(PQgetvalue(res, first, D_LOG_KEY));
+	}
 	relation->attributes = palloc0(sizeof(PosPgAttribute) *
 								   relation->nattributes);
 

@@ -96,14 +96,20 @@ pos_pg_digest(PosConnection *connection, PosDigest *digest)
 	initStringInfo(&from);
 	appendStringInfo(&from, "%s WHERE ", relation->sql);
 	if (digest->nkeys > 0)
-		pos_pg_append_keys(&from, table, digest->nkeys, digest->keys);
+		pos_pg_append_keys(&from, session, table, digest->nkeys, digest->keys);
 	else
 		appendStringInfoString(&from, "true");
 	source.from = from.data;
 
 	session->digest = digest;
-	session->command = pos_digest_query(digest, &source,
-										GetDatabaseEncodingName());
+	if (digest->gone)
+		session->command =
+			pos_pg_log_query_gone(session, table,
+								  psprintf("%s::pg_snapshot",
+										   quote_literal_cstr(pos_pg_position_snapshot(session, table))));
+	else
+		session->command = pos_digest_query(digest, &source,
+											GetDatabaseEncodingName());
 	MemoryContextSwitchTo(old);
 	if (!PQsendQuery(session->conn, session->command) ||
 		!PQsetSingleRowMode(session->conn))
@@ -121,7 +127,7 @@ pos_pg_digest_next(PosConnection *connection, PosDigestRow *row)
 {
 	PosPgSession *session = (PosPgSession *) connection;
 	bool		sums = session->digest->wanted == NULL &&
-	session->digest->nkeys == 0;
+	session->digest->nkeys == 0 && !session->digest->gone;
 	PGresult   *res;
 
 	CHECK_FOR_INTERRUPTS();

@@ -47,6 +47,9 @@
 
 struct PosPgPosition
 {
+	char	   *log;			/* identity of the change log, see
+								 * postgres_log.c; "": there was none */
+	char	   *snapshot;		/* in which the table was last read, with that */
 	char	   *changed;		/* value of the change columns */
 	char	   *seen;			/* xid8; "": xmin cannot be read */
 	char	   *swept;			/* xid8: seen by the last sweep */
@@ -56,6 +59,8 @@ struct PosPgPosition
 	char	   *ahead_end;		/* xid8: when all older ones have ended; "":
 								 * nothing is waited for */
 	bool		sweep;			/* this read is a sweep */
+	bool		verified;		/* it is time to have a look at the table, of
+								 * which the log tells all else */
 };
 
 static char *
@@ -92,13 +97,14 @@ pos_pg_positions_read(PosPgSession *session, PosTable **tables, int ntables)
 		Jsonb	   *json;
 
 		table->known = NULL;
-		if (table->nchange == 0 || table->position == NULL ||
-			table->source == NULL || session->source == NULL ||
-			strcmp(table->source, session->source) != 0)
+		if (table->position == NULL || table->source == NULL ||
+			session->source == NULL || strcmp(table->source, session->source) != 0)
 			continue;
 		json = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
 												  CStringGetDatum(table->position)));
 		position = palloc0(sizeof(PosPgPosition));
+		position->log = member(json, "log");
+		position->snapshot = member(json, "snapshot");
 		position->changed = member(json, "changed");
 		position->seen = member(json, "seen");
 		position->swept = member(json, "swept");
@@ -115,7 +121,33 @@ pos_pg_position_value(PosTable *table)
 {
 	PosPgPosition *position = table->known;
 
-	return position == NULL ? NULL : position->changed;
+	return position == NULL || position->changed[0] == '\0' ? NULL :
+		position->changed;
+}
+
+/*
+ * The snapshot since which the table's log tells what has changed, NULL if it
+ * does not.
+ */
+const char *
+pos_pg_position_snapshot(PosPgSession *session, PosTable *table)
+{
+	PosPgPosition *position = table->known;
+
+	if (position == NULL || position->log[0] == '\0' ||
+		!pos_pg_log_usable(session, table) ||
+		strcmp(position->log, pos_pg_relation(session, table->remote)->log) != 0)
+		return NULL;
+	return position->snapshot;
+}
+
+/* The log does not reach back to that. */
+void
+pos_pg_position_unlogged(PosTable *table)
+{
+	PosPgPosition *position = table->known;
+
+	position->log = "";
 }
 
 /*
@@ -129,11 +161,17 @@ pos_pg_position_sweeps(PosPgSession *session, PosTable *table)
 	PosPgRelation *relation = pos_pg_relation(session, table->remote);
 	TimestampTz due;
 
-	if (position == NULL || relation == NULL || !relation->exists ||
-		!relation->versions || position->swept[0] == '\0')
+	if (position == NULL || relation == NULL || !relation->exists)
+		return false;
+	if (pos_pg_position_snapshot(session, table) == NULL &&
+		(!relation->versions || position->swept[0] == '\0'))
 		return false;
 	due = TimestampTzPlusMilliseconds(position->swept_at,
 									  session->options.sweep);
+	if (pos_pg_position_snapshot(session, table) != NULL)
+		return position->verified =
+			(session->options.sweep > 0 && session->now >= due) ||
+			position->swept_at > session->now;
 	position->sweep =
 		(session->options.sweep > 0 && session->now >= due) ||
 	/* the clock was set back */
@@ -167,7 +205,10 @@ pos_pg_position_append(StringInfo sql, PosPgSession *session, PosTable *table)
 	PosPgPosition *position = table->known;
 	PosPgRelation *relation = pos_pg_relation(session, table->remote);
 
-	if (position->sweep)
+	if (pos_pg_position_snapshot(session, table) != NULL)
+		pos_pg_log_append_rows(sql, session, table,
+							   psprintf("%s::pg_snapshot", quote_literal_cstr(position->snapshot)));
+	else if (position->sweep)
 		append_since(sql, position->swept);
 	else
 	{
@@ -225,7 +266,8 @@ pos_pg_positions_query(PosPgSession *session, PosTable **tables, int ntables)
 
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "SELECT pg_snapshot_xmin(pg_current_snapshot())::text,"
-						   " pg_snapshot_xmax(pg_current_snapshot())::text");
+						   " pg_snapshot_xmax(pg_current_snapshot())::text,"
+						   " pg_current_snapshot()::text");
 	for (int i = 0; i < ntables; i++)
 	{
 		PosTable   *table = tables[i];
@@ -327,14 +369,16 @@ pos_pg_positions_receive(PosPgSession *session, PosTable **tables, int ntables)
 	PGresult   *res = session->result;
 	char	   *xmin;
 	char	   *xmax;
-	int			column = 2;
+	char	   *snapshot;
+	int			column = 3;
 
 	for (int i = 0; i < ntables; i++)
 		column += tables[i]->nchange == 0 ? 0 : 2;
 	pos_pg_expect_row(session, column);
 	xmin = PQgetvalue(res, 0, 0);
 	xmax = PQgetvalue(res, 0, 1);
-	column = 2;
+	snapshot = PQgetvalue(res, 0, 2);
+	column = 3;
 	for (int i = 0; i < ntables; i++)
 	{
 		PosTable   *table = tables[i];
@@ -345,27 +389,39 @@ pos_pg_positions_receive(PosPgSession *session, PosTable **tables, int ntables)
 		Oid			type;
 		StringInfoData buf;
 
-		if (table->nchange == 0)
+		bool		logged = pos_pg_log_usable(session, table);
+		bool		was_logged = pos_pg_position_snapshot(session, table) != NULL;
+
+		if (table->nchange == 0 && !logged)
 			continue;
 		type = pos_pg_change_type(session, table);
 		versions = pos_pg_relation(session, table->remote)->versions;
-		swept = old == NULL || old->sweep;
-		next.changed = PQgetvalue(res, 0, column);
-		table->settled = PQgetvalue(res, 0, column + 1)[0] == 't' ||
-			(versions && swept);
-		if (PQgetisnull(res, 0, column))
+		swept = old == NULL || old->sweep || old->verified;
+		next.changed = table->nchange == 0 ? NULL : PQgetvalue(res, 0, column);
+		/* the log is asked since the snapshot, which has to move */
+		table->settled = logged || was_logged || (versions && swept) ||
+			(table->nchange > 0 && PQgetvalue(res, 0, column + 1)[0] == 't');
+		if (table->nchange == 0)
+			next.changed = "";
+		else if (PQgetisnull(res, 0, column))
 			next.changed = old == NULL ? NULL : old->changed;
 		else if (versions && type != TIMESTAMPTZOID && type != XID8OID &&
 				 type != TIMESTAMPOID && type != DATEOID &&
 				 wait_for_numbers(&next, old, next.changed, xmin, xmax))
 			table->settled = true;
-		column += 2;
-		if (next.changed == NULL)
+		column += table->nchange == 0 ? 0 : 2;
+		if (next.changed == NULL && !logged)
 			continue;
 
 		initStringInfo(&buf);
 		appendStringInfoChar(&buf, '{');
-		append_member(&buf, "changed", next.changed);
+		if (next.changed != NULL)
+			append_member(&buf, "changed", next.changed);
+		if (logged)
+		{
+			append_member(&buf, "log", pos_pg_relation(session, table->remote)->log);
+			append_member(&buf, "snapshot", snapshot);
+		}
 		append_member(&buf, "seen", versions ? xmin : "");
 		append_member(&buf, "swept", !versions ? "" : swept ? xmin : old->swept);
 		append_member(&buf, "swept_at",

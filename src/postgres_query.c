@@ -24,6 +24,9 @@
  */
 #define CLIENT_CHECK "5000"
 
+/* Keys of several columns that are listed, at most */
+#define MOST_LISTED 100
+
 static bool always_tells(PosPgRelation *relation, PosTable *table);
 static void append_untold(StringInfo sql, PosPgRelation *relation,
 						  PosTable *table);
@@ -114,20 +117,24 @@ pos_pg_query_settings(PosPgSession *session, bool writes)
 }
 
 /*
- * Whether the remote has to be asked if a table changed: it has change
- * columns, a position that belongs to this source, and nothing to retry or to
- * compare.  A table that cannot be asked counts as changed; describe then says why.
+ * Whether the remote has to be asked if a table changed: it has a position that
+ * belongs to this source, and nothing to retry or to compare, for which it must
+ * not have a log.  A table that cannot be asked counts as changed; describe then says why.
  */
 bool
 pos_pg_query_probed(PosPgSession *session, PosTable *table)
 {
-	return table->nretry == 0 && !table->compared &&
-		pos_pg_position_value(table) != NULL &&
+	bool		logged = pos_pg_position_snapshot(session, table) != NULL;
+
+	return table->nretry == 0 && table->compared != POS_COMPARED_ALWAYS &&
+		(logged || table->compared == POS_COMPARED_NOT) &&
+		(logged || pos_pg_position_value(table) != NULL) &&
 		pos_pg_describe_changes(session, table) == NULL;
 }
 
 /*
- * A boolean for every table to be probed, in order; NULL if there is none.
+ * What tells for every table to be probed, in order, whether it changed: a boolean,
+ * or a letter of pos_pg_log_append_probe; NULL if there is none.
  *
  * The greatest value is compared with the position, rather than a row looked for
  * beyond it: the plan is the same whatever the position is and whatever is known
@@ -148,9 +155,24 @@ pos_pg_query_probe(PosPgSession *session, PosTable **tables, int ntables,
 		PosTable   *table = tables[i];
 		PosPgRelation *relation = pos_pg_relation(session, table->remote);
 
+		const char *snapshot = pos_pg_position_snapshot(session, table);
+
 		if (!pos_pg_query_probed(session, table))
 			continue;
 		appendStringInfoString(&sql, n > 0 ? ", " : "");
+		if (snapshot != NULL)
+		{
+			const char *parameter = values == NULL ? quote_literal_cstr(snapshot) :
+			psprintf("$%d", n + 1);
+
+			pos_pg_log_append_probe(&sql, session, table,
+									psprintf("%s::pg_catalog.pg_snapshot", parameter),
+									values == NULL);
+			if (values != NULL)
+				values[n] = snapshot;
+			n++;
+			continue;
+		}
 		pos_pg_append_greatest(&sql, relation, table, NULL);
 		appendStringInfoString(&sql, " OPERATOR(pg_catalog.>=) ");
 		if (values == NULL)
@@ -211,17 +233,18 @@ pos_pg_query_rows(PosPgSession *session, PosTable *table, PosPgPlan *plan)
 	else if (table->scope == POS_SCOPE_CHOSEN)
 	{
 		appendStringInfoString(&sql, " WHERE ");
-		pos_pg_append_keys(&sql, table, table->nretry, table->retry);
+		pos_pg_append_keys(&sql, session, table, table->nretry, table->retry);
 	}
 	else if (table->scope == POS_SCOPE_CHANGED &&
-			 pos_pg_position_value(table) != NULL)
+			 (pos_pg_position_snapshot(session, table) != NULL ||
+			  pos_pg_position_value(table) != NULL))
 	{
 		appendStringInfoString(&sql, " WHERE ");
 		pos_pg_position_append(&sql, session, table);
 		if (table->nretry > 0)
 		{
 			appendStringInfoString(&sql, " OR ");
-			pos_pg_append_keys(&sql, table, table->nretry, table->retry);
+			pos_pg_append_keys(&sql, session, table, table->nretry, table->retry);
 		}
 	}
 	appendStringInfoString(&sql, ") TO STDOUT (FORMAT binary)");
@@ -308,25 +331,62 @@ pos_pg_append_greatest(StringInfo sql, PosPgRelation *relation,
 		appendStringInfoChar(sql, ')');
 }
 
+/* Appends one column of some keys as an array of texts. */
+static void
+append_key_array(StringInfo sql, PosTable *table, int column, int nkeys,
+				 const char **keys)
+{
+	appendStringInfoString(sql, "ARRAY[");
+	for (int i = 0; i < nkeys; i++)
+		appendStringInfo(sql, "%s%s", i > 0 ? "," : "",
+						 quote_literal_cstr(keys[i * table->nkey + column]));
+	appendStringInfoString(sql, "]::text[]");
+}
+
+/* Appends some keys as a query. */
+static void
+append_key_query(StringInfo sql, PosPgSession *session, PosTable *table,
+				 int nkeys, const char **keys)
+{
+	PosPgRelation *relation = pos_pg_relation(session, table->remote);
+
+	for (int i = 0; i < table->nkey; i++)
+		appendStringInfo(sql, "%sk.k%d::%s", i > 0 ? ", " : "SELECT ", i + 1,
+						 pos_pg_attribute(relation, table->columns[i].remote)->typename);
+	for (int i = 0; i < table->nkey; i++)
+	{
+		appendStringInfoString(sql, i > 0 ? ", " : " FROM unnest(");
+		append_key_array(sql, table, i, nkeys, keys);
+	}
+	for (int i = 0; i < table->nkey; i++)
+		appendStringInfo(sql, "%sk%d", i > 0 ? ", " : ") k(", i + 1);
+	appendStringInfoChar(sql, ')');
+}
+
 /*
- * Appends that a row has one of some keys, at least one, nkey texts for each.
+ * Appends that a row has one of some keys, at least one, nkey texts for each.  A
+ * list, which indexes serve; but one of many rows would become as many conditions,
+ * one within the other.
  */
 void
-pos_pg_append_keys(StringInfo sql, PosTable *table, int nkeys,
-				   const char **keys)
+pos_pg_append_keys(StringInfo sql, PosPgSession *session, PosTable *table,
+				   int nkeys, const char **keys)
 {
 	appendStringInfoChar(sql, '(');
 	for (int i = 0; i < table->nkey; i++)
 		appendStringInfo(sql, "%s%s", i > 0 ? ", " : "",
 						 quote_identifier(table->columns[i].remote));
 	appendStringInfoString(sql, ") IN (");
-	for (int i = 0; i < nkeys; i++)
-	{
-		appendStringInfoString(sql, i > 0 ? ", (" : "(");
-		for (int j = 0; j < table->nkey; j++)
-			appendStringInfo(sql, "%s%s", j > 0 ? ", " : "",
-							 quote_literal_cstr(keys[i * table->nkey + j]));
-		appendStringInfoChar(sql, ')');
-	}
+	if (table->nkey > 1 && nkeys > MOST_LISTED)
+		append_key_query(sql, session, table, nkeys, keys);
+	else
+		for (int i = 0; i < nkeys; i++)
+		{
+			appendStringInfoString(sql, i > 0 ? ", (" : "(");
+			for (int j = 0; j < table->nkey; j++)
+				appendStringInfo(sql, "%s%s", j > 0 ? ", " : "",
+								 quote_literal_cstr(keys[i * table->nkey + j]));
+			appendStringInfoChar(sql, ')');
+		}
 	appendStringInfoChar(sql, ')');
 }

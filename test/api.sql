@@ -30,6 +30,8 @@ SELECT results_eq(
 	  ('possync_compare', 'model text, direction text DEFAULT NULL::text, condition text DEFAULT NULL::text'),
 	  ('possync_discard', 'id bigint, because text'),
 	  ('possync_explain', 'relation regclass, key text'),
+	  ('possync_log', 'relation regclass, key name[] DEFAULT NULL::name[]'),
+	  ('possync_log_change', ''),
 	  ('possync_pause', 'model text DEFAULT NULL::text, direction text DEFAULT NULL::text, server name DEFAULT NULL::name'),
 	  ('possync_processes', 'OUT pid integer, OUT kind text, OUT database oid, OUT role oid, OUT server oid, OUT direction text'),
 	  ('possync_pull', 'model text, dry_run boolean DEFAULT false, on_error text DEFAULT ''report''::text, "full" boolean DEFAULT false, compare boolean DEFAULT false'),
@@ -46,6 +48,7 @@ SELECT results_eq(
 	  ('possync_set_field', 'model text, field name, copy boolean DEFAULT NULL::boolean, match boolean DEFAULT NULL::boolean, remote text DEFAULT NULL::text, fixed text DEFAULT NULL::text'),
 	  ('possync_set_model', 'model text, name text DEFAULT NULL::text, remote text DEFAULT NULL::text, on_unknown text DEFAULT NULL::text, on_match text DEFAULT NULL::text, change_columns text[] DEFAULT NULL::text[], on_conflict text DEFAULT NULL::text, on_delete text DEFAULT NULL::text, inactive_field name DEFAULT NULL::name, inactive_value text DEFAULT NULL::text'),
 	  ('possync_tree', 'model text, fields boolean DEFAULT true'),
+	  ('possync_unlog', 'relation regclass'),
 	  ('possync_unqueue', 'model text'),
 	  ('possync_unschedule', 'model text, direction text DEFAULT NULL::text')$$,
 	'functions, their arguments and defaults');
@@ -72,7 +75,7 @@ SELECT bag_eq(
 	$$SELECT proname FROM functions WHERE prolang = (SELECT oid FROM pg_language WHERE lanname = 'c')$$,
 	$$VALUES ('possync_pull'::name), ('possync_postgres_validator'), ('possync_push'), ('possync_capture'),
 	  ('_possync_forget_captures'), ('possync_retry'), ('possync_resolve'), ('possync_discard'), ('possync_explain'),
-	  ('_possync_wake'), ('possync_compare'), ('_possync_resend'), ('possync_processes'), ('_possync_is_preloaded'), ('_possync_running')$$,
+	  ('_possync_wake'), ('possync_compare'), ('_possync_resend'), ('possync_log_change'), ('possync_processes'), ('_possync_is_preloaded'), ('_possync_running')$$,
 	'but those in C');
 SELECT bag_eq(
 	$$SELECT proname FROM functions WHERE NOT has_function_privilege('api_nobody', oid, 'EXECUTE')$$,
@@ -87,11 +90,11 @@ SELECT is((SELECT format_type(prorettype, NULL) FROM functions WHERE proname = '
 -- Tables
 SELECT results_eq(
 	$$SELECT relname::text COLLATE "default", relkind::text FROM relations WHERE relkind <> 'S' ORDER BY relname COLLATE "C"$$,
-	$$VALUES ('_possync_foreign_key', 'v'), ('_possync_linked', 'v'), ('possync_counters', 'v'), ('possync_progress', 'v'), ('possync_quarantine', 'v'), ('possync_queue_depth', 'v'), ('possync_reference', 'v'),
+	$$VALUES ('_possync_foreign_key', 'v'), ('_possync_linked', 'v'), ('possync_changes', 'v'), ('possync_counters', 'v'), ('possync_progress', 'v'), ('possync_quarantine', 'v'), ('possync_queue_depth', 'v'), ('possync_reference', 'v'),
 	  ('possync_status', 'v'), ('synchronize_batch', 'r'), ('synchronize_child', 'r'), ('synchronize_counter', 'r'), ('synchronize_field', 'r'),
-	  ('synchronize_held', 'r'), ('synchronize_history', 'r'), ('synchronize_model', 'r'),
+	  ('synchronize_held', 'r'), ('synchronize_history', 'r'), ('synchronize_log', 'r'), ('synchronize_model', 'r'),
 	  ('synchronize_position', 'r'), ('synchronize_quarantine', 'r'), ('synchronize_queue', 'r'),
-	  ('synchronize_schedule', 'r'), ('synchronize_translation', 'r')$$,
+	  ('synchronize_schedule', 'r'), ('synchronize_translation', 'r'), ('synchronize_trimmed', 'r')$$,
 	'tables and views');
 SELECT is_empty($$SELECT relname FROM relations WHERE relnamespace <> 'somewhere'::regnamespace$$,
 	'all in the schema that was asked for');
@@ -102,8 +105,9 @@ SELECT bag_eq(
 	$$SELECT c.relname::text || coalesce(': ' || nullif(e.condition, ''), '')
 	  FROM pg_extension x, unnest(x.extconfig, x.extcondition) e (oid, condition) JOIN pg_class c ON c.oid = e.oid
 	  WHERE x.extname = 'possync'$$,
-	$$SELECT relname::text FROM relations WHERE relkind IN ('r', 'S')$$,
-	'pg_dump takes every row of every table, and where sequences stand');
+	$$SELECT relname::text || CASE WHEN relname IN ('synchronize_log', 'synchronize_trimmed') THEN ': WHERE false' ELSE '' END
+	  FROM relations WHERE relkind IN ('r', 'S')$$,
+	'pg_dump takes every row of every table but the change log, and where sequences stand');
 SELECT bag_eq(
 	$$SELECT relname::text, p FROM relations,
 		unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) p
@@ -111,6 +115,8 @@ SELECT bag_eq(
 	$$SELECT t, p FROM (VALUES
 		('_possync_foreign_key', '{SELECT}'::text[]),
 		('_possync_linked', '{SELECT}'),
+		('possync_changes', '{SELECT}'),
+		('synchronize_trimmed', '{SELECT}'),
 		('possync_counters', '{SELECT}'),
 		('possync_progress', '{SELECT}'),
 		('possync_quarantine', '{SELECT}'),

@@ -74,7 +74,7 @@ sub pull
 	run_sql($till, 'columns', "INSERT INTO wide (code, c2) SELECT 501 - i, 0 FROM generate_series(1, 500) i");
 	run_sql($till, 'columns', "SELECT * FROM possync_add_model('wide', server => 'hq')");
 	timed('columns', pull('wide'), 'ok|500|500|500|0|0', '300 columns pulled');
-	timed('columns', pull('wide'), 'ok|0|0|0|1000|0', '300 columns compared');
+	timed('columns', pull('wide'), 'ok|0|0|0|0|0', '300 columns compared');
 }
 
 # Long chains, stored in an order that is of no help.  Where a row is recognised
@@ -95,7 +95,8 @@ SELECT setval('node_id_seq', $half);
 SELECT possync_set_field('node', name, match => true) FROM unnest('{parent,name}'::name[]) name;
 EOC
 	timed($dbname, pull('node'), $recognised ? "ok|$half|$half|0|$half|0" : "ok|$n|0|0|0|0", "a chain of $n $kind");
-	timed($dbname, pull('node'), "ok|0|0|0|$n|0", "a chain of $n compared");
+	my $unchanged = $n > 1000 ? 0 : $n;    # small tables are read, others compared by hashes
+	timed($dbname, pull('node'), "ok|0|0|0|$unchanged|0", "a chain of $n compared");
 	is(run_sql($till, $dbname, <<'EOC'), $n, 'as long as it was');
 WITH RECURSIVE down AS (
 	SELECT id, 1 AS depth FROM node WHERE parent IS NULL
@@ -111,7 +112,7 @@ EOC
 		"INSERT INTO hub (code) VALUES ('hub'); INSERT INTO spoke (code" . join('', map { ", h$_" } 1 .. 100) . ') SELECT i' . ', 1' x 100 . ' FROM generate_series(1, 1000) i');
 	run_sql($till, 'fan', "SELECT * FROM possync_add_model('spoke', server => 'hq')");
 	timed('fan', pull('spoke'), 'ok|1001|0|0|0|0', 'a hundred times a thousand references to one row');
-	timed('fan', pull('spoke'), 'ok|0|0|0|1001|0', 'and compared');
+	timed('fan', pull('spoke'), 'ok|0|0|0|1|0', 'and compared');
 }
 
 # Many rows, compared as there is no change column; four times as many may take
@@ -127,10 +128,10 @@ EOC
 		run_sql($till, $dbname, "SELECT * FROM possync_add_model('item', server => 'hq')");
 		my $half = $n / 2;
 		timed($dbname, pull('item'), "ok|$half|$half|0|$half|0", "$n rows pulled, half of them recognised");
-		push @seconds, timed($dbname, pull('item'), "ok|0|0|0|$n|0", "$n rows compared");
+		push @seconds, timed($dbname, pull('item'), "ok|0|0|0|0|0", "$n rows compared");
 		run_sql($master, $dbname, 'UPDATE item SET price = price + 1 WHERE id % 100 = 0');
-		my ($changed, $same) = ($n / 100, $n - $n / 100);
-		timed($dbname, pull('item'), "ok|0|0|$changed|$same|0", "$n rows compared, a hundredth changed");
+		my $changed = $n / 100;
+		timed($dbname, pull('item'), "ok|0|0|$changed|0|0", "$n rows compared, a hundredth changed");
 	}
 	cmp_ok($seconds[1], '<', 6 * $seconds[0] + 1, 'comparing is linear');
 }
