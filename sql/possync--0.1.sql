@@ -2357,8 +2357,8 @@ COMMENT ON FUNCTION @extschema@.possync_unlog(regclass) IS 'keeps no log of a ta
  * model		the root
  * direction	pull: all rows of both sides; push: rows of ours, as others send
  *				theirs; null: push for queued models, pull for all others
- * condition	SQL about columns of the root model: only those rows, and their
- *				children, are compared
+ * condition	SQL about columns of the root model, p: only those rows, and their
+ *				children, are compared; as in $$p.sold_at >= current_date$$
  *
  * Changes nothing.  difference is one of: different, with the fields that are;
  * missing here; missing there (linked, and the remote row is gone); lost here
@@ -2371,6 +2371,21 @@ RETURNS TABLE (model_name text, relation regclass, synchronized_by text, local_k
 			   difference text, fields jsonb, queued boolean)
 AS 'MODULE_PATHNAME' LANGUAGE C;
 COMMENT ON FUNCTION @extschema@.possync_compare(text, text, text) IS 'what differs between the rows of a tree here and at its server';
+
+/*
+ * possync_control
+ *		Numbers of rows and sums on both sides, as at the end of a day.
+ *
+ * model, direction, condition	as for possync_compare
+ *
+ * measure is rows, or a column with integers or numerics that is copied.  For rows
+ * that make them unequal ask possync_compare with the same arguments.  Errors: as
+ * those of a pull.
+ */
+CREATE FUNCTION @extschema@.possync_control(model text, direction text DEFAULT NULL, condition text DEFAULT NULL)
+RETURNS TABLE (model_name text, relation regclass, measure text, here numeric, there numeric, equal boolean)
+AS 'MODULE_PATHNAME' LANGUAGE C;
+COMMENT ON FUNCTION @extschema@.possync_control(text, text, text) IS 'numbers of rows and sums of a tree here and at its server';
 
 CREATE FUNCTION @extschema@._possync_resend(model text, local_key text, anew boolean) RETURNS boolean
 AS 'MODULE_PATHNAME', 'possync_resend' LANGUAGE C STRICT;
@@ -2527,7 +2542,11 @@ CREATE VIEW @extschema@.possync_status WITH (security_barrier) AS
 		   CASE WHEN s.model IS NOT NULL THEN s.sqlstate ELSE last.sqlstate END AS sqlstate,
 		   CASE WHEN pg_catalog.pg_has_role(c.relowner, 'USAGE') THEN
 				CASE WHEN s.model IS NOT NULL THEN s.error ELSE last.error END END AS last_error,
-		   s.owner, complete.clock_offset
+		   s.owner, complete.clock_offset,
+		   (SELECT e.value FROM pg_catalog.jsonb_each(complete.models) t
+			CROSS JOIN LATERAL (SELECT t.value ->> 'exact_by') e (value)
+			WHERE d.direction = 'pull' AND e.value IS NOT NULL
+			ORDER BY pg_catalog.array_position('{overlap,running transactions,comparison,log}'::text[], e.value) LIMIT 1) AS exact_by
 	FROM @extschema@.synchronize_model m
 	CROSS JOIN (VALUES ('pull'), ('push')) d (direction)
 	LEFT JOIN pg_catalog.pg_class c ON c.oid = m.relation
@@ -2537,7 +2556,7 @@ CREATE VIEW @extschema@.possync_status WITH (security_barrier) AS
 		 WHERE h.server = m.server AND h.model = m.name AND h.direction = d.direction
 		 ORDER BY h.id DESC LIMIT 1) last ON true
 	LEFT JOIN LATERAL
-		(SELECT h.position, h.clock_offset, h.finished_at FROM @extschema@.synchronize_history h
+		(SELECT h.position, h.clock_offset, h.finished_at, h.models FROM @extschema@.synchronize_history h
 		 WHERE h.server = m.server AND h.model = m.name AND h.direction = d.direction AND h.status = 'ok'
 		 ORDER BY h.id DESC LIMIT 1) complete ON true
 	LEFT JOIN LATERAL
@@ -2545,6 +2564,7 @@ CREATE VIEW @extschema@.possync_status WITH (security_barrier) AS
 		 FROM @extschema@.possync_queue_depth q
 		 WHERE q.server = m.server AND d.direction = 'push') queue ON true
 	WHERE s.model IS NOT NULL OR last.status IS NOT NULL;
+COMMENT ON COLUMN @extschema@.possync_status.exact_by IS 'why nothing is missed, of the table of the tree where that is worth least: overlap, running transactions, comparison, log';
 COMMENT ON VIEW @extschema@.possync_status IS 'how every tree is doing in every direction: state, complete up to, lag, queue, last success and error, next run';
 GRANT SELECT ON @extschema@.possync_status TO PUBLIC;
 

@@ -57,6 +57,16 @@ typedef struct PosColumn
 	int32		typmod;
 } PosColumn;
 
+/* Why nothing is missed of a table, in the order of what it is worth */
+typedef enum PosExact
+{
+	POS_EXACT_OVERLAP,			/* what is committed late is found within the
+								 * server's overlap, or by the next sweep */
+	POS_EXACT_RUNNING,			/* the source tells which transactions run */
+	POS_EXACT_COMPARED,			/* all rows are read or compared */
+	POS_EXACT_LOG				/* the source keeps a log */
+} PosExact;
+
 /* Whether the rows of a table are going to be compared */
 typedef enum PosCompared
 {
@@ -116,6 +126,7 @@ typedef struct PosTable
 
 	/* set by begin */
 	bool		changed;		/* whether a read may find rows */
+	PosExact	exact;
 	bool		logged;			/* the source's log tells exactly what changed
 								 * since position, and what was deleted */
 

@@ -128,6 +128,11 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 		}
 	} while (attempt != ATTEMPT_DONE);
 
+	for (int i = 0; i < ntables; i++)
+	{
+		tables[i]->logged = pos_pg_position_snapshot(session, tables[i]) != NULL;
+		tables[i]->exact = pos_pg_position_exact(session, tables[i]);
+	}
 	session->base.broken = false;
 	snapshot->now = session->now;
 	snapshot->offset = session->offset;
@@ -371,7 +376,6 @@ try_begin(PosPgSession *session, PosTable **tables, int ntables, bool kept)
 	{
 		if (pos_pg_position_sweeps(session, tables[i]))
 			tables[i]->changed = true;
-		tables[i]->logged = pos_pg_position_snapshot(session, tables[i]) != NULL;
 	}
 
 	return ATTEMPT_DONE;
@@ -442,9 +446,11 @@ receive_clock(PosPgSession *session)
 	PGresult   *res = session->result;
 	TimestampTz started;
 
-	pos_pg_expect_row(session, 4);
+	pos_pg_expect_row(session, 5);
 	pos_pg_set_clock(session, pos_pg_time(session, 0));
 	session->complete = pos_pg_time(session, 1);
+	session->sees_running = PQgetlength(res, 0, 4) == 1 &&
+		PQgetvalue(res, 0, 4)[0] != 0;
 	started = pos_pg_time(session, 2);
 	if (session->source == NULL)
 	{

@@ -134,6 +134,7 @@ typedef struct PosPgSession
 	TimestampTz now;			/* the remote's clock */
 	int64		offset;			/* now less ours at that time, microseconds */
 	TimestampTz complete;		/* changes before it are all visible */
+	bool		sees_running;	/* and running transactions say so */
 	PosTable  **tables;			/* requested */
 	PosPgPlan **plans;			/* of each of them */
 	const char **queries;		/* of each of them, for messages */
@@ -238,6 +239,7 @@ extern const char *pos_pg_position_value(PosTable *table);
 extern const char *pos_pg_position_snapshot(PosPgSession *session,
 											PosTable *table);
 extern void pos_pg_position_unlogged(PosTable *table);
+extern PosExact pos_pg_position_exact(PosPgSession *session, PosTable *table);
 extern bool pos_pg_position_sweeps(PosPgSession *session, PosTable *table);
 extern void pos_pg_position_append(StringInfo sql, PosPgSession *session,
 								   PosTable *table);

@@ -8,15 +8,14 @@
 #include "possync.h"
 
 #include "catalog/pg_type.h"
-#include "compare.h"
-#include "fmgr.h"
-#include "utils/fmgroids.h"
+#include "differences.h"
 #include "funcapi.h"
 #include "queue.h"
 #include "sql.h"
 #include "store.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/json.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -29,16 +28,14 @@ enum
 	C_QUEUED, C_NCOLUMNS
 };
 
-/* What rows are compared, and where they go */
-typedef struct Inspection
+/* Where the differences go, and what has to be known for them */
+typedef struct Listing
 {
 	ReturnSetInfo *result;
-	const char *direction;		/* NULL: what the model is for */
-	const char *condition;		/* on p, of the root model; NULL: all rows */
 	bool		pushed;			/* the current model's direction */
 	char	  **queued;			/* local keys with changes to be pushed */
 	int			nqueued;
-} Inspection;
+} Listing;
 
 /* Returns the texts of a digest's content, NULL for nulls. */
 static char **
@@ -104,7 +101,7 @@ fields_of(PosModel *model, PosDifferent *different)
 }
 
 static void
-put(Inspection *inspection, PosModel *model, const char *local,
+put(Listing *listing, PosModel *model, const char *local,
 	const char *remote, const char *difference, const char *fields)
 {
 	Datum		row[C_NCOLUMNS];
@@ -112,7 +109,7 @@ put(Inspection *inspection, PosModel *model, const char *local,
 
 	row[C_MODEL] = CStringGetTextDatum(model->name);
 	row[C_RELATION] = ObjectIdGetDatum(model->relid);
-	row[C_DIRECTION] = CStringGetTextDatum(inspection->pushed ? "push" : "pull");
+	row[C_DIRECTION] = CStringGetTextDatum(listing->pushed ? "push" : "pull");
 	nulls[C_LOCAL] = local == NULL;
 	if (local != NULL)
 		row[C_LOCAL] = CStringGetTextDatum(local);
@@ -124,10 +121,10 @@ put(Inspection *inspection, PosModel *model, const char *local,
 	if (fields != NULL)
 		row[C_FIELDS] = DirectFunctionCall1(jsonb_in, CStringGetDatum(fields));
 	row[C_QUEUED] = BoolGetDatum(local != NULL &&
-								 pos_conflict_has_key(inspection->queued,
-													  inspection->nqueued, local));
-	tuplestore_putvalues(inspection->result->setResult,
-						 inspection->result->setDesc, row, nulls);
+								 pos_conflict_has_key(listing->queued,
+													  listing->nqueued, local));
+	tuplestore_putvalues(listing->result->setResult, listing->result->setDesc, row,
+						 nulls);
 }
 
 /* Takes a row that differs; see PosCompareCallback. */
@@ -151,44 +148,63 @@ take(PosRun *run, PosModel *model, PosDifferent *different, void *argument)
 		words[different->kind], fields_of(model, different));
 }
 
-/* Finds rows that are linked with nothing. */
-static void
-find_unsent(PosModel *model, Inspection *inspection, const char *condition)
+/*
+ * Returns which rows of a table, t, are linked with nothing, as SQL: a key k of each
+ * that looks as in a link, and the row itself.
+ */
+char *
+pos_differences_unsent(PosModel *model, PosInspection *inspection)
 {
 	StringInfoData sql;
+
+	initStringInfo(&sql);
+	for (int i = 0; i < model->nkey; i++)
+		appendStringInfo(&sql, "%spg_catalog.format('%%s', p.%s)", i > 0 ? ", " :
+						 model->nkey > 1 ? "ARRAY[" : "",
+						 quote_identifier(model->key[i]->name));
+	if (model->nkey > 1)
+		appendStringInfoString(&sql, "]::pg_catalog.text");
+	return psprintf("(SELECT u.* FROM (SELECT %s AS k, p.* FROM %s p WHERE %s) u"
+					" WHERE NOT EXISTS (SELECT FROM %s._possync_linked t"
+					" WHERE t.model OPERATOR(pg_catalog.=) %d"
+					" AND t.local_key%s OPERATOR(pg_catalog.=) u.k%s)) p",
+					sql.data, model->table_sql,
+					inspection->condition != NULL ? inspection->condition : "true",
+					pos_store_schema(), model->id, model->local_int ? "" : "_text",
+					model->local_int ? "::pg_catalog.int8" : "");
+}
+
+/* Lists rows that are linked with nothing. */
+static void
+list_unsent(PosModel *model, PosInspection *inspection, Listing *listing)
+{
 	PosCursor  *cursor;
 	HeapTuple	tuple;
 	TupleDesc	desc;
 
-	initStringInfo(&sql);
-	appendStringInfoString(&sql, "SELECT ");
-	if (model->nkey == 1)
-		appendStringInfo(&sql, "pg_catalog.format('%%s', p.%s)",
-						 quote_identifier(model->key[0]->name));
-	else
-	{
-		appendStringInfoString(&sql, "ARRAY[");
-		for (int i = 0; i < model->nkey; i++)
-			appendStringInfo(&sql, "%spg_catalog.format('%%s', p.%s)", i > 0 ? ", " : "",
-							 quote_identifier(model->key[i]->name));
-		appendStringInfoString(&sql, "]::pg_catalog.text");
-	}
-	appendStringInfo(&sql, " AS k FROM %s p", model->table_sql);
-	if (condition != NULL)
-		appendStringInfo(&sql, " WHERE %s", condition);
-	cursor = pos_sql_open_whole(psprintf("SELECT u.k FROM (%s) u WHERE NOT EXISTS"
-										 " (SELECT FROM %s._possync_linked t"
-										 " WHERE t.model OPERATOR(pg_catalog.=) %d"
-										 " AND t.local_key%s OPERATOR(pg_catalog.=) u.k%s)",
-										 sql.data, pos_store_schema(), model->id,
-										 model->local_int ? "" : "_text",
-										 model->local_int ? "::pg_catalog.int8" : ""));
+	cursor = pos_sql_open_whole(psprintf("SELECT p.k FROM %s",
+										 pos_differences_unsent(model, inspection)));
 	while ((tuple = pos_sql_peek(cursor, &desc)) != NULL)
 	{
-		put(inspection, model, SPI_getvalue(tuple, desc, 1), NULL, "not sent", NULL);
+		put(listing, model, SPI_getvalue(tuple, desc, 1), NULL, "not sent", NULL);
 		pos_sql_take(cursor);
 	}
 	pos_sql_close(cursor);
+}
+
+/* Lists what differs of one model; see PosInspector. */
+static void
+list(PosRun *run, PosModel *model, PosInspection *inspection, void *argument)
+{
+	Listing    *listing = argument;
+
+	listing->pushed = inspection->pushed;
+	listing->queued = pos_conflict_keys(model, &listing->nqueued);
+	pos_compare_model(run, model, POS_CONTENT_TEXTS,
+					  inspection->pushed || model->on_unknown == POS_MATCH_ONLY,
+					  inspection->condition, take, listing);
+	if (inspection->pushed)
+		list_unsent(model, inspection, listing);
 }
 
 /*
@@ -223,34 +239,10 @@ condition_of(PosRun *run, PosModel *model, const char *condition)
 	return NULL;
 }
 
-/* Compares one model. */
+/* Opens both sides and looks at the models of a tree. */
 static void
-inspect(PosRun *run, PosModel *model, Inspection *inspection)
-{
-	char	   *condition = NULL;
-
-	if (inspection->condition != NULL)
-	{
-		condition = condition_of(run, model, inspection->condition);
-		if (condition == NULL)
-			return;
-	}
-	inspection->pushed = inspection->direction != NULL ?
-		strcmp(inspection->direction, "push") == 0 : pos_queue_is_captured(model->rel);
-	inspection->queued = pos_conflict_keys(model, &inspection->nqueued);
-	pos_compare_model(run, model, POS_CONTENT_TEXTS,
-					  inspection->pushed || model->on_unknown == POS_MATCH_ONLY,
-					  condition, take, inspection);
-	if (!inspection->pushed)
-		return;
-	PushActiveSnapshot(run->before);
-	find_unsent(model, inspection, condition);
-	PopActiveSnapshot();
-}
-
-/* Opens both sides and compares the models of a tree. */
-static void
-inspect_tree(PosRun *run, Inspection *inspection)
+inspect_tree(PosRun *run, const char *direction, const char *condition,
+			 PosInspector inspector, void *argument)
 {
 	List	   *problems = NIL;
 	ListCell   *lc;
@@ -271,9 +263,21 @@ inspect_tree(PosRun *run, Inspection *inspection)
 	foreach(lc, run->tree->models)
 	{
 		PosModel   *model = lfirst(lc);
+		PosInspection inspection = {.condition = NULL};
 
-		if (model->on_unknown != POS_IGNORE && model->rel != NULL)
-			inspect(run, model, inspection);
+		if (model->on_unknown == POS_IGNORE || model->rel == NULL)
+			continue;
+		if (condition != NULL)
+		{
+			inspection.condition = condition_of(run, model, condition);
+			if (inspection.condition == NULL)
+				continue;
+		}
+		inspection.pushed = direction != NULL ? strcmp(direction, "push") == 0 :
+			pos_queue_is_captured(model->rel);
+		PushActiveSnapshot(run->before);
+		inspector(run, model, &inspection, argument);
+		PopActiveSnapshot();
 	}
 	pos_compare_end(run);
 	pos_translation_close(run);
@@ -288,35 +292,30 @@ text_argument(FunctionCallInfo fcinfo, int i)
 }
 
 /*
- * possync_compare(model text, direction text, condition text)
- *		returns setof (model, relation, direction, local_key, remote_key,
- *		difference, fields, queued)
- *
- * What differs between the rows of a model's tree here and at its server: by
- * hashes, then keys, then columns.  direction is pull or push, null for what each
- * model is for.  condition, SQL about the columns of the root model, lets only
- * those rows and their children be compared.  Changes nothing.  Errors as those of
- * a pull.
+ * Calls a function for every model of a tree, with both sides open and as they were
+ * at one moment.  For SQL functions that return a set and have the arguments model,
+ * direction (pull, push, null for what each model is for) and condition (SQL on p, the
+ * root model: only those rows and their children; null for all).  Changes nothing.
+ * Errors as those of a pull.
  */
-Datum
-possync_compare(PG_FUNCTION_ARGS)
+void
+pos_differences_each(FunctionCallInfo fcinfo, PosInspector inspector,
+					 void *argument)
 {
 	PosRun	   *run = palloc0(sizeof(PosRun));
-	Inspection	inspection = {.result = (ReturnSetInfo *) fcinfo->resultinfo};
 	char	   *model = text_argument(fcinfo, 0);
+	char	   *direction = text_argument(fcinfo, 1);
+	char	   *condition = text_argument(fcinfo, 2);
 
 	if (model == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("model must not be null")));
-	inspection.direction = text_argument(fcinfo, 1);
-	inspection.condition = text_argument(fcinfo, 2);
-	if (inspection.direction != NULL &&
-		strcmp(inspection.direction, "pull") != 0 &&
-		strcmp(inspection.direction, "push") != 0)
+	if (direction != NULL && strcmp(direction, "pull") != 0 &&
+		strcmp(direction, "push") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid direction: \"%s\"", inspection.direction),
+				 errmsg("invalid direction: \"%s\"", direction),
 				 errhint("Allowed are pull and push.")));
 	InitMaterializedSRF(fcinfo, 0);
 	pos_store_init(fcinfo->flinfo->fn_oid);
@@ -329,9 +328,26 @@ possync_compare(PG_FUNCTION_ARGS)
 		elog(ERROR, "SPI_connect failed");
 	MemoryContextSwitchTo(run->context);
 	run->tree = pos_tree_load(model, false);
-	inspect_tree(run, &inspection);
+	inspect_tree(run, direction, condition, inspector, argument);
 	pos_tree_close(run->tree);
 	SPI_finish();
 	MemoryContextDelete(run->context);
+}
+
+/*
+ * possync_compare(model text, direction text, condition text)
+ *		returns setof (model, relation, direction, local_key, remote_key,
+ *		difference, fields, queued)
+ *
+ * What differs between the rows of a model's tree here and at its server: by
+ * hashes, then keys, then columns.  Arguments and errors as in
+ * pos_differences_each.
+ */
+Datum
+possync_compare(PG_FUNCTION_ARGS)
+{
+	Listing		listing = {.result = (ReturnSetInfo *) fcinfo->resultinfo};
+
+	pos_differences_each(fcinfo, list, &listing);
 	return (Datum) 0;
 }

@@ -80,6 +80,12 @@ pos_history_positions(PosRun *run)
 static char *
 models_json(PosRun *run, bool failed, PosCounts *total)
 {
+	static const char *const exact[] = {
+		[POS_EXACT_OVERLAP] = "overlap",
+		[POS_EXACT_RUNNING] = "running transactions",
+		[POS_EXACT_COMPARED] = "comparison",
+		[POS_EXACT_LOG] = "log"
+	};
 	StringInfoData buf;
 	ListCell   *lc;
 
@@ -118,6 +124,8 @@ models_json(PosRun *run, bool failed, PosCounts *total)
 						 ", \"milliseconds\": %.3f",
 						 c->read, c->created, c->matched, c->updated,
 						 c->deleted, c->unchanged, c->left_out, model->milliseconds);
+		if (run->has_snapshot)
+			appendStringInfo(&buf, ", \"exact_by\": \"%s\"", exact[model->table.exact]);
 		if (model->table.next_position != NULL)
 		{
 			appendStringInfoString(&buf, ", \"position\": ");

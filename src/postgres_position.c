@@ -254,6 +254,24 @@ time_string(TimestampTz time)
 	return pstrdup(buf);
 }
 
+/* Why nothing is missed of a table. */
+PosExact
+pos_pg_position_exact(PosPgSession *session, PosTable *table)
+{
+	PosPgRelation *relation = pos_pg_relation(session, table->remote);
+	Oid			type;
+
+	if (pos_pg_log_usable(session, table))
+		return POS_EXACT_LOG;
+	if (table->nchange == 0 || pos_pg_position_value(table) == NULL)
+		return POS_EXACT_COMPARED;
+	if (relation == NULL || pos_pg_describe_changes(session, table) != NULL)
+		return POS_EXACT_OVERLAP;
+	type = pos_pg_change_type(session, table);
+	return type == XID8OID || (type == TIMESTAMPTZOID && session->sees_running) ?
+		POS_EXACT_RUNNING : POS_EXACT_OVERLAP;
+}
+
 /*
  * Asks for the snapshot's oldest running and next transaction, and for every
  * table with change columns for a value of them, as text, and whether the table

@@ -32,8 +32,8 @@ static void append_untold(StringInfo sql, PosPgRelation *relation,
 						  PosTable *table);
 
 /*
- * The remote's clock, how far it is complete, when it was started, and its
- * identity if that is not known yet; one row.  To be run before the snapshot is
+ * The remote's clock, how far it is complete, when it was started, its identity if
+ * that is not known yet, and whether we see what runs there; one row.  To be run before the snapshot is
  * taken, in a transaction of its own.
  *
  * Where we may see them, the cap is the start of the oldest transaction in the
@@ -84,7 +84,9 @@ pos_pg_query_clock(PosPgSession *session)
 					" AND a.backend_type IN ('client backend', 'background worker')) END,"
 					" least(k.now, CASE WHEN pg_is_in_recovery()"
 					" THEN pg_last_xact_replay_timestamp() END) - interval '%d ms'),"
-					" pg_postmaster_start_time(), %s"
+					" pg_postmaster_start_time(), %s,"
+					" pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')"
+					" AND NOT pg_is_in_recovery()"
 					" FROM (SELECT clock_timestamp() AS now OFFSET 0) k",
 					UNSEEN_START, database, session->options.overlap,
 					database, session->options.overlap, source);

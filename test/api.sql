@@ -28,6 +28,7 @@ SELECT results_eq(
 	  ('possync_add_model', 'relation regclass, server name, name text DEFAULT NULL::text, remote text DEFAULT NULL::text'),
 	  ('possync_capture', ''),
 	  ('possync_compare', 'model text, direction text DEFAULT NULL::text, condition text DEFAULT NULL::text'),
+	  ('possync_control', 'model text, direction text DEFAULT NULL::text, condition text DEFAULT NULL::text'),
 	  ('possync_discard', 'id bigint, because text'),
 	  ('possync_explain', 'relation regclass, key text'),
 	  ('possync_log', 'relation regclass, key name[] DEFAULT NULL::name[]'),
@@ -75,7 +76,7 @@ SELECT bag_eq(
 	$$SELECT proname FROM functions WHERE prolang = (SELECT oid FROM pg_language WHERE lanname = 'c')$$,
 	$$VALUES ('possync_pull'::name), ('possync_postgres_validator'), ('possync_push'), ('possync_capture'),
 	  ('_possync_forget_captures'), ('possync_retry'), ('possync_resolve'), ('possync_discard'), ('possync_explain'),
-	  ('_possync_wake'), ('possync_compare'), ('_possync_resend'), ('possync_log_change'), ('possync_processes'), ('_possync_is_preloaded'), ('_possync_running')$$,
+	  ('_possync_wake'), ('possync_compare'), ('possync_control'), ('_possync_resend'), ('possync_log_change'), ('possync_processes'), ('_possync_is_preloaded'), ('_possync_running')$$,
 	'but those in C');
 SELECT bag_eq(
 	$$SELECT proname FROM functions WHERE NOT has_function_privilege('api_nobody', oid, 'EXECUTE')$$,

@@ -137,16 +137,26 @@ in_shop("SELECT sell('T1-unsent', NULL, 2)");
 like(in_shop("SELECT string_agg(DISTINCT difference || queued, '') FROM possync_compare('sale') WHERE synchronized_by = 'push'"), qr/^not senttrue$/, 'what waits to be pushed says so');
 is(push_sales($till, 'shop'), 'ok', 'pushed');
 
+# The day's takings on both sides
+my $takings = q(SELECT string_agg(concat_ws(' ', model_name, measure, equal, here - there), ', ' ORDER BY 1) FROM possync_control('sale', condition => 'p.sold_at >= current_date - 1') WHERE NOT equal);
+is(in_shop($takings), '', 'the takings are the same on both sides');
+is(in_shop(q(SELECT here = (SELECT sum(amount) FROM payment) AND here > 0 FROM possync_control('sale') WHERE model_name = 'payment' AND measure = 'amount')), 't', 'and those that were made');
+is(in_shop(q(SELECT sum(here) + sum(there) FROM possync_control('sale', condition => 'p.sold_at < current_date - 1'))), 0, 'yesterday there were none');
+
 # The master is an older copy; the till loses its queue.
 hq("DELETE FROM sale WHERE number IN ('T1-5', 'T1-6'); UPDATE payment SET amount = amount + 1 WHERE sale = (SELECT id FROM sale WHERE number = 'T1-7') AND kind = 'cash'");
 in_shop("SELECT sell('T1-lost', 'C1', 2)");
 in_shop('DELETE FROM synchronize_queue');
+my $lost_amount = in_shop(q(SELECT sum(total) FROM sale WHERE number IN ('T1-5', 'T1-6', 'T1-lost')));
+is(in_shop(q(SELECT string_agg(concat_ws(' ', model_name, measure, trim_scale(here - there)), ', ' ORDER BY model_name, measure) FROM possync_control('sale', condition => 'p.sold_at >= current_date - 1') WHERE NOT equal AND measure IN ('rows', 'amount', 'total'))),
+	in_shop("SELECT format('payment amount %s, payment rows 6, sale rows 3, sale total %s, sale_line rows 10', trim_scale($lost_amount - 1), trim_scale($lost_amount))"), 'what is missing is told in money');
 is(in_shop($sold), 'payment different 1, payment missing there 4, payment not sent 2, sale missing there 2, sale not sent 1, sale_line missing there 8, sale_line not sent 2', 'all of that is found');
 is(in_shop("SELECT string_agg(DISTINCT action, ', ' ORDER BY action) FROM possync_repair('sale')"), 'sent again, sent as new', 'and can be mended');
 is(in_shop("SELECT count(*) FROM possync_repair('sale', condition => 'p.number = ''T1-5''')"), 7, 'or only a part of it');
 in_shop("SELECT count(*) FROM possync_repair('sale', dry_run => false)");
 is(push_sales($till, 'shop'), 'ok', 'the next push sends it');
 is(in_shop($sold), '', 'nothing differs then');
+is(in_shop($takings), '', 'the takings are the same again');
 is(hq($sales) =~ s/^T2.*\n?//mgr =~ s/\n\z//r, in_shop($sales), 'the master has the sales of the till');
 is(hq($doubled), '', 'once');
 is(hq("SELECT string_agg(number, '') FROM ($broken) b WHERE number !~ '^T2'") , '', 'and whole');
