@@ -304,7 +304,7 @@ CREATE TABLE @extschema@.synchronize_log (
 	logged_at timestamptz NOT NULL
 );
 
-CREATE INDEX synchronize_log_xid ON @extschema@.synchronize_log (relation, xid);
+CREATE INDEX synchronize_log_xid ON @extschema@.synchronize_log (xid, relation);
 
 COMMENT ON TABLE @extschema@.synchronize_log IS 'keys of rows that transactions have written in tables that possync_log was called for';
 COMMENT ON COLUMN @extschema@.synchronize_log.xid IS 'the transaction';

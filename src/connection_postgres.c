@@ -317,14 +317,16 @@ try_poll(PosPgSession *session, PosTable **tables, int ntables)
 static Attempt
 try_begin(PosPgSession *session, PosTable **tables, int ntables, bool kept)
 {
+	bool		changed = false;
 	bool		known = all_described(session, tables, ntables);
 	StringInfoData description;
 	char	   *probe = NULL;
 
+	session->snapshot = NULL;
 	initStringInfo(&description);
 	pos_pg_describe_query(&description, tables, ntables);
 	if (known)
-		probe = pos_pg_query_probe(session, tables, ntables, NULL);
+		probe = pos_pg_query_probe(session, tables, ntables);
 
 	if (!send_begin(session, probe, description.data) && kept)
 		return ATTEMPT_LOST;
@@ -364,7 +366,7 @@ try_begin(PosPgSession *session, PosTable **tables, int ntables, bool kept)
 	session->state = POS_PG_OPEN;
 
 	if (!known &&
-		(probe = pos_pg_query_probe(session, tables, ntables, NULL)) != NULL)
+		(probe = pos_pg_query_probe(session, tables, ntables)) != NULL)
 	{
 		run(session, probe);
 		pos_pg_expect(session, PGRES_TUPLES_OK);
@@ -376,7 +378,10 @@ try_begin(PosPgSession *session, PosTable **tables, int ntables, bool kept)
 	{
 		if (pos_pg_position_sweeps(session, tables[i]))
 			tables[i]->changed = true;
+		changed = changed || tables[i]->changed;
 	}
+	if (!changed)
+		pos_pg_poll_remember(session, tables, ntables, session->snapshot);
 
 	return ATTEMPT_DONE;
 }
@@ -480,7 +485,8 @@ receive_probe(PosPgSession *session, PosTable **tables, int ntables)
 
 	for (int i = 0; i < ntables; i++)
 		column += pos_pg_query_probed(session, tables[i]);
-	pos_pg_expect_row(session, column);
+	pos_pg_expect_row(session, column + 1);
+	session->snapshot = pstrdup(PQgetvalue(session->result, 0, column));
 	column = 0;
 	for (int i = 0; i < ntables; i++)
 	{

@@ -127,12 +127,14 @@ typedef struct PosPgSession
 	TimestampTz started;		/* when the server with that identity started */
 	List	   *relations;		/* PosPgRelation */
 	List	   *prepared;		/* names (char *) of statements prepared */
+	List	   *polled;			/* PosPgPolled */
 
 	/* since begin */
 	MemoryContext read_context;
 	TimestampTz asked;			/* when we asked for the remote's clock */
 	TimestampTz now;			/* the remote's clock */
 	int64		offset;			/* now less ours at that time, microseconds */
+	char	   *snapshot;		/* the remote's, as a text */
 	TimestampTz complete;		/* changes before it are all visible */
 	bool		sees_running;	/* and running transactions say so */
 	PosTable  **tables;			/* requested */
@@ -221,7 +223,9 @@ extern char *pos_pg_describe_changes(PosPgSession *session, PosTable *table);
 extern char *pos_pg_query_clock(PosPgSession *session);
 extern char *pos_pg_query_settings(PosPgSession *session, bool writes);
 extern char *pos_pg_query_probe(PosPgSession *session, PosTable **tables,
-								int ntables, const char **values);
+								int ntables);
+extern char *pos_pg_query_poll(PosPgSession *session, PosTable **tables,
+							   int ntables, const char **values, int *nvalues);
 extern void pos_pg_append_changed(StringInfo sql, PosPgRelation *relation,
 								  PosTable *table, const char *since);
 extern void pos_pg_append_greatest(StringInfo sql, PosPgRelation *relation,
@@ -253,8 +257,10 @@ extern void pos_pg_position_seen(PosPgSession *session, PosTable *table);
 /* in postgres_log.c */
 extern bool pos_pg_log_usable(PosPgSession *session, PosTable *table);
 extern void pos_pg_log_append_probe(StringInfo sql, PosPgSession *session,
-									PosTable *table, const char *snapshot,
-									bool alone);
+									PosTable *table, const char *snapshot);
+extern void pos_pg_log_append_poll(StringInfo sql, PosPgSession *session,
+								   PosTable **tables, int ntables,
+								   const char *snapshot);
 extern void pos_pg_log_append_rows(StringInfo sql, PosPgSession *session,
 								   PosTable *table, const char *snapshot);
 extern char *pos_pg_log_query_gone(PosPgSession *session, PosTable *table,
@@ -263,6 +269,9 @@ extern char *pos_pg_log_query_gone(PosPgSession *session, PosTable *table,
 /* in postgres_poll.c */
 extern PosPgPoll pos_pg_poll(PosPgSession *session, PosTable **tables,
 							 int ntables);
+extern void pos_pg_poll_forget(PosPgSession *session);
+extern void pos_pg_poll_remember(PosPgSession *session, PosTable **tables,
+								 int ntables, const char *snapshot);
 
 /* in postgres_digest.c */
 extern void pos_pg_digest(PosConnection *connection, PosDigest *digest);

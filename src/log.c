@@ -70,6 +70,7 @@ static Noted *all_noted = NULL;
 typedef struct LogTrigger
 {
 	Oid			relation;
+	Oid			schema;			/* of the extension */
 	bool		integer;
 	int			nkey;
 	AttrNumber	key[INDEX_MAX_KEYS];
@@ -217,14 +218,11 @@ get_noted(Oid relation, bool integer, Oid schema)
 	return noted;
 }
 
-/* Notes the key of a row. */
-static void
-note(LogTrigger *state, Oid schema, TupleTableSlot *slot)
+/* Reads the key of a row.  Returns false if nobody can have read the row by it. */
+static bool
+read_key(LogTrigger *state, TupleTableSlot *slot, Datum *key)
 {
-	Noted	   *noted = get_noted(state->relation, state->integer, schema);
-	MemoryContext old;
 	Datum		values[INDEX_MAX_KEYS];
-	Datum		key;
 
 	for (int i = 0; i < state->nkey; i++)
 	{
@@ -232,8 +230,20 @@ note(LogTrigger *state, Oid schema, TupleTableSlot *slot)
 
 		values[i] = slot_getattr(slot, state->key[i], &isnull);
 		if (isnull)
-			return;				/* nobody can have read it by its key */
+			return false;
 	}
+	*key = state->integer ? pos_key_from_integer(state->types[0], values[0]) :
+		pos_key_from_values(state->nkey, state->types, values);
+	return true;
+}
+
+/* Notes a key. */
+static void
+note(LogTrigger *state, Datum key)
+{
+	Noted	   *noted = get_noted(state->relation, state->integer, state->schema);
+	MemoryContext old;
+
 	if (noted->nkeys == noted->maxkeys)
 	{
 		Size		size;
@@ -244,7 +254,6 @@ note(LogTrigger *state, Oid schema, TupleTableSlot *slot)
 			MemoryContextAlloc(TopTransactionContext, size) :
 			repalloc(noted->keys, size);
 	}
-	key = pos_key_from_values(state->nkey, state->types, values);
 	old = MemoryContextSwitchTo(TopTransactionContext);
 	noted->keys[noted->nkeys++] = state->integer ? key :
 		PointerGetDatum(PG_DETOAST_DATUM_COPY(key));
@@ -268,6 +277,7 @@ prepare(FunctionCallInfo fcinfo, TriggerData *trigger)
 	state->relation = rel->rd_rel->relispartition ?
 		llast_oid(get_partition_ancestors(RelationGetRelid(rel))) :
 		RelationGetRelid(rel);
+	state->schema = get_func_namespace(fcinfo->flinfo->fn_oid);
 	state->nkey = trigger->tg_trigger->tgnargs;
 	if (state->nkey < 1 || state->nkey > INDEX_MAX_KEYS)
 		ereport(ERROR,
@@ -285,10 +295,10 @@ prepare(FunctionCallInfo fcinfo, TriggerData *trigger)
 					 errmsg("key column \"%s\" of logged table \"%s\" does not exist any more",
 							name, RelationGetRelationName(rel)),
 					 errhint("Call possync_log again.")));
-		state->types[i] = get_atttype(RelationGetRelid(rel), state->key[i]);
+		state->types[i] = getBaseType(TupleDescAttr(RelationGetDescr(rel),
+													state->key[i] - 1)->atttypid);
 	}
-	state->integer = state->nkey == 1 &&
-		pos_key_is_integer(getBaseType(state->types[0]));
+	state->integer = state->nkey == 1 && pos_key_is_integer(state->types[0]);
 	fcinfo->flinfo->fn_extra = state;
 	return state;
 }
@@ -303,7 +313,6 @@ possync_log_change(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	LogTrigger *state = fcinfo->flinfo->fn_extra;
-	Oid			schema;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_AFTER(trigger->tg_event))
 		ereport(ERROR,
@@ -311,19 +320,25 @@ possync_log_change(PG_FUNCTION_ARGS)
 				 errmsg("possync_log_change is an AFTER trigger")));
 	if (state == NULL)
 		state = prepare(fcinfo, trigger);
-	schema = get_func_namespace(fcinfo->flinfo->fn_oid);
 	if (TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
 	{
-		Noted	   *noted = get_noted(state->relation, state->integer, schema);
+		Noted	   *noted = get_noted(state->relation, state->integer, state->schema);
 
 		noted->truncated = true;
 		write_noted(noted);
 	}
 	else
 	{
-		note(state, schema, trigger->tg_trigslot);
-		if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
-			note(state, schema, trigger->tg_newslot);
+		Datum		key;
+		Datum		new;
+		bool		known = read_key(state, trigger->tg_trigslot, &key);
+
+		if (known)
+			note(state, key);
+		if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) &&
+			read_key(state, trigger->tg_newslot, &new) &&
+			!(known && state->integer && key == new))
+			note(state, new);
 	}
 	PG_RETURN_POINTER(NULL);
 }

@@ -49,34 +49,55 @@ append_entries(StringInfo sql, PosPgRelation *relation, const char *snapshot)
 }
 
 /*
- * Appends whether a table has changed since a snapshot, which is SQL: as a boolean,
- * or, alone, as a word of one letter, which may be that the log cannot tell, x.
+ * Appends whether a table has changed since a snapshot, which is SQL: t, f, or x, the
+ * log cannot tell.
  */
 void
 pos_pg_log_append_probe(StringInfo sql, PosPgSession *session, PosTable *table,
-						const char *snapshot, bool alone)
+						const char *snapshot)
 {
 	PosPgRelation *relation = pos_pg_relation(session, table->remote);
-	StringInfoData trimmed;
 
-	initStringInfo(&trimmed);
-	appendStringInfo(&trimmed, "EXISTS (SELECT 1 FROM %s.synchronize_trimmed r"
-					 " WHERE r.relation OPERATOR(pg_catalog.=) %s::pg_catalog.oid"
-					 " AND r.xid OPERATOR(pg_catalog.>=) pg_catalog.pg_snapshot_xmin(%s))",
+	appendStringInfo(sql, "CASE WHEN EXISTS (SELECT 1 FROM %s.synchronize_trimmed r"
+					 " WHERE r.relation = %s::oid AND r.xid >= pg_snapshot_xmin(%s))"
+					 " OR EXISTS (SELECT 1",
 					 relation->log_schema, relation->oid, snapshot);
-	if (alone)
-	{
-		appendStringInfo(sql, "CASE WHEN %s OR EXISTS (SELECT 1", trimmed.data);
-		append_entries(sql, relation, snapshot);
-		appendStringInfoString(sql, " AND l.keys IS NULL AND l.keys_text IS NULL)"
-							   " THEN 'x' WHEN EXISTS (SELECT 1");
-		append_entries(sql, relation, snapshot);
-		appendStringInfoString(sql, ") THEN 't' ELSE 'f' END");
-		return;
-	}
-	appendStringInfoString(sql, "(EXISTS (SELECT 1");
 	append_entries(sql, relation, snapshot);
-	appendStringInfo(sql, ") OR %s)", trimmed.data);
+	appendStringInfoString(sql, " AND l.keys IS NULL AND l.keys_text IS NULL)"
+						   " THEN 'x' WHEN EXISTS (SELECT 1");
+	append_entries(sql, relation, snapshot);
+	appendStringInfoString(sql, ") THEN 't' ELSE 'f' END");
+}
+
+/*
+ * Appends whether any of the logged ones among some tables has changed since a
+ * snapshot, which is SQL with every name qualified, or may have.
+ */
+void
+pos_pg_log_append_poll(StringInfo sql, PosPgSession *session, PosTable **tables,
+					   int ntables, const char *snapshot)
+{
+	StringInfoData oids;
+	const char *schema = NULL;
+
+	initStringInfo(&oids);
+	for (int i = 0; i < ntables; i++)
+	{
+		PosPgRelation *relation = pos_pg_relation(session, tables[i]->remote);
+
+		if (pos_pg_position_snapshot(session, tables[i]) == NULL)
+			continue;
+		appendStringInfo(&oids, "%s%s", oids.len > 0 ? "," : "", relation->oid);
+		schema = relation->log_schema;
+	}
+	appendStringInfo(sql, "(EXISTS (SELECT 1 FROM %s.possync_changes l"
+					 " WHERE l.xid OPERATOR(pg_catalog.>=) pg_catalog.pg_snapshot_xmin(%s)"
+					 " AND l.relation OPERATOR(pg_catalog.=) ANY ('{%s}'::pg_catalog.oid[])"
+					 " AND NOT pg_catalog.pg_visible_in_snapshot(l.xid, %s))"
+					 " OR EXISTS (SELECT 1 FROM %s.synchronize_trimmed r"
+					 " WHERE r.xid OPERATOR(pg_catalog.>=) pg_catalog.pg_snapshot_xmin(%s)"
+					 " AND r.relation OPERATOR(pg_catalog.=) ANY ('{%s}'::pg_catalog.oid[])))",
+					 schema, snapshot, oids.data, snapshot, schema, snapshot, oids.data);
 }
 
 /* Appends the keys that are noted since a snapshot, as values of the columns. */

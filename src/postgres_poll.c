@@ -12,6 +12,9 @@
  * text, so it means the same to everybody; the text has no position in it and
  * does not depend on search_path or any other setting.
  *
+ * Of logged tables one question is asked for all, what happened since the last poll
+ * that found them unchanged: their positions may be much older, and each another.
+ *
  * Nothing is concluded from an answer but that nothing changed.  If something
  * has, all is asked again in the snapshot that the rows are read from.
  */
@@ -103,18 +106,21 @@ send_poll(PosPgSession *session, const char *name, const char *sql,
 	return true;
 }
 
-/* Takes an answer.  The clock counts only if nothing has changed. */
+/*
+ * Takes an answer of so many booleans, and a snapshot if there are logged tables.
+ * The clock counts only if nothing has changed.
+ */
 static PosPgPoll
-take_answer(PosPgSession *session, int ntables)
+take_answer(PosPgSession *session, int nanswers, bool logged)
 {
 	PGresult   *res = session->result;
 
-	pos_pg_expect_row(session, P_TABLES + ntables);
+	pos_pg_expect_row(session, P_TABLES + nanswers + logged);
 
 	/* behind a pooler the remote may be another one by now */
 	if (pos_pg_time(session, P_STARTED) != session->started)
 		return POS_PG_POLL_LOST;
-	for (int i = 0; i < ntables; i++)
+	for (int i = 0; i < nanswers; i++)
 		if (!PQgetisnull(res, 0, P_TABLES + i) &&
 			PQgetvalue(res, 0, P_TABLES + i)[0] != 0)
 			return POS_PG_POLL_CHANGED;
@@ -122,6 +128,8 @@ take_answer(PosPgSession *session, int ntables)
 		return POS_PG_POLL_CHANGED;
 	pos_pg_set_clock(session, pos_pg_time(session, P_NOW));
 	session->complete = pos_pg_time(session, P_COMPLETE);
+	if (logged)
+		session->snapshot = pstrdup(PQgetvalue(res, 0, P_TABLES + nanswers));
 	return POS_PG_POLL_UNCHANGED;
 }
 
@@ -154,6 +162,84 @@ await(PosPgSession *session)
 }
 
 /*
+ * Stands for some tables and their positions: in that state nothing had changed in a
+ * snapshot.
+ */
+typedef struct PosPgPolled
+{
+	uint64		tables;
+	uint64		positions;
+	char	   *snapshot;
+} PosPgPolled;
+
+/* Returns what is known of some tables, NULL if nothing is. */
+static PosPgPolled *
+find_polled(PosPgSession *session, PosTable **tables, int ntables,
+			uint64 *names, uint64 *positions)
+{
+	ListCell   *lc;
+
+	*names = *positions = 0;
+	for (int i = 0; i < ntables; i++)
+	{
+		const char *name = tables[i]->remote;
+		const char *position = tables[i]->position == NULL ? "" : tables[i]->position;
+
+		*names = hash_bytes_extended((const unsigned char *) name, strlen(name), *names);
+		*positions = hash_bytes_extended((const unsigned char *) position,
+										 strlen(position), *positions);
+	}
+	foreach(lc, session->polled)
+	{
+		PosPgPolled *polled = lfirst(lc);
+
+		if (polled->tables == *names)
+			return polled;
+	}
+	return NULL;
+}
+
+/* Forgets what is known of the states of tables. */
+void
+pos_pg_poll_forget(PosPgSession *session)
+{
+	ListCell   *lc;
+
+	foreach(lc, session->polled)
+		if (((PosPgPolled *) lfirst(lc))->snapshot != NULL)
+		pfree(((PosPgPolled *) lfirst(lc))->snapshot);
+	list_free_deep(session->polled);
+	session->polled = NIL;
+}
+
+/*
+ * Remembers that none of the tables had changed in a snapshot since their positions:
+ * their logs need not be asked what was before.  That holds for these positions only;
+ * those that a transaction stored may be gone with it.
+ */
+void
+pos_pg_poll_remember(PosPgSession *session, PosTable **tables, int ntables,
+					 const char *snapshot)
+{
+	uint64		names;
+	uint64		positions;
+	PosPgPolled *polled = find_polled(session, tables, ntables, &names, &positions);
+	MemoryContext old = MemoryContextSwitchTo(session->context);
+
+	if (polled == NULL)
+	{
+		polled = palloc0(sizeof(PosPgPolled));
+		polled->tables = names;
+		session->polled = lappend(session->polled, polled);
+	}
+	if (polled->snapshot != NULL)
+		pfree(polled->snapshot);
+	polled->snapshot = snapshot == NULL ? NULL : pstrdup(snapshot);
+	polled->positions = positions;
+	MemoryContextSwitchTo(old);
+}
+
+/*
  * Asks whether any of the tables changed, on a kept connection; all of them are
  * known and have positions.  Opens no transaction.  If nothing has changed the
  * session's clock is set, and it is complete up to when the question came in or,
@@ -162,12 +248,27 @@ await(PosPgSession *session)
 PosPgPoll
 pos_pg_poll(PosPgSession *session, PosTable **tables, int ntables)
 {
-	const char **values = palloc(sizeof(char *) * ntables);
-	char	   *sql = psprintf(POLL_SELECT ", %s",
-							   pos_pg_query_probe(session, tables, ntables,
-												  values));
-	char	   *name = name_of(sql);
-	bool		prepare = !is_prepared(session, name);
+	const char **values = palloc(sizeof(char *) * (ntables + 1));
+	bool		logged = false;
+	uint64		names;
+	uint64		positions;
+	PosPgPolled *polled;
+	int			nvalues;
+	char	   *sql;
+	char	   *name;
+	bool		prepare;
+
+	for (int i = 0; i < ntables; i++)
+		logged = logged || pos_pg_position_snapshot(session, tables[i]) != NULL;
+	polled = find_polled(session, tables, ntables, &names, &positions);
+	if (logged && (polled == NULL || polled->positions != positions ||
+				   polled->snapshot == NULL))
+		return POS_PG_POLL_CHANGED;
+	values[0] = logged ? polled->snapshot : NULL;
+	sql = psprintf(POLL_SELECT ", %s",
+				   pos_pg_query_poll(session, tables, ntables, values, &nvalues));
+	name = name_of(sql);
+	prepare = !is_prepared(session, name);
 
 	session->command = sql;
 	for (int i = 0; i < TRIES; i++)
@@ -175,7 +276,7 @@ pos_pg_poll(PosPgSession *session, PosTable **tables, int ntables)
 		const char *sqlstate = "";
 		PosPgPoll	result = POS_PG_POLL_CHANGED;
 
-		if (!send_poll(session, name, prepare ? sql : NULL, ntables, values))
+		if (!send_poll(session, name, prepare ? sql : NULL, nvalues, values))
 			return POS_PG_POLL_LOST;
 		if (prepare && (sqlstate = await(session)) != NULL && *sqlstate == '\0')
 		{
@@ -185,10 +286,12 @@ pos_pg_poll(PosPgSession *session, PosTable **tables, int ntables)
 		}
 		if (sqlstate != NULL && *sqlstate == '\0' &&
 			(sqlstate = await(session)) != NULL && *sqlstate == '\0')
-			result = take_answer(session, ntables);
+			result = take_answer(session, nvalues, logged);
 		if (sqlstate == NULL || result == POS_PG_POLL_LOST)
 			return POS_PG_POLL_LOST;
 		pos_pg_end_pipeline(session);
+		if (logged && result == POS_PG_POLL_UNCHANGED)
+			pos_pg_poll_remember(session, tables, ntables, session->snapshot);
 		if (*sqlstate == '\0')
 			return result;
 

@@ -135,62 +135,89 @@ pos_pg_query_probed(PosPgSession *session, PosTable *table)
 }
 
 /*
- * What tells for every table to be probed, in order, whether it changed: a boolean,
- * or a letter of pos_pg_log_append_probe; NULL if there is none.
+ * Appends whether a table changed after a value of its change columns, which is SQL.
  *
- * The greatest value is compared with the position, rather than a row looked for
- * beyond it: the plan is the same whatever the position is and whatever is known
- * of the values, the end of an index.  With values, that is filled with the
- * positions, which then are parameters, and the statement means the same under
- * any settings; without, they are in it.
+ * The greatest value is compared with it, rather than a row looked for beyond it: the
+ * plan is the same whatever the value is and whatever is known of the values, the end
+ * of an index.
+ */
+static void
+append_probe(StringInfo sql, PosPgSession *session, PosTable *table,
+			 const char *value)
+{
+	PosPgRelation *relation = pos_pg_relation(session, table->remote);
+
+	pos_pg_append_greatest(sql, relation, table, NULL);
+	appendStringInfo(sql, " OPERATOR(pg_catalog.>=) %s", value);
+	if (!always_tells(relation, table))
+		append_untold(sql, relation, table);
+}
+
+/*
+ * What tells for every table to be probed, in order, whether it changed: a boolean,
+ * or a letter of pos_pg_log_append_probe; and then the snapshot.  NULL if there is
+ * none.
  */
 char *
-pos_pg_query_probe(PosPgSession *session, PosTable **tables, int ntables,
-				   const char **values)
+pos_pg_query_probe(PosPgSession *session, PosTable **tables, int ntables)
 {
 	StringInfoData sql;
-	int			n = 0;
 
 	initStringInfo(&sql);
 	for (int i = 0; i < ntables; i++)
 	{
-		PosTable   *table = tables[i];
-		PosPgRelation *relation = pos_pg_relation(session, table->remote);
+		const char *snapshot = pos_pg_position_snapshot(session, tables[i]);
 
-		const char *snapshot = pos_pg_position_snapshot(session, table);
-
-		if (!pos_pg_query_probed(session, table))
+		if (!pos_pg_query_probed(session, tables[i]))
 			continue;
-		appendStringInfoString(&sql, n > 0 ? ", " : "");
+		appendStringInfoString(&sql, sql.len > 0 ? ", " : "SELECT ");
 		if (snapshot != NULL)
-		{
-			const char *parameter = values == NULL ? quote_literal_cstr(snapshot) :
-			psprintf("$%d", n + 1);
+			pos_pg_log_append_probe(&sql, session, tables[i],
+									psprintf("%s::pg_snapshot", quote_literal_cstr(snapshot)));
+		else
+			append_probe(&sql, session, tables[i],
+						 quote_literal_cstr(pos_pg_position_value(tables[i])));
+	}
+	if (sql.len == 0)
+		return NULL;
+	appendStringInfoString(&sql, ", pg_current_snapshot()::text");
 
-			pos_pg_log_append_probe(&sql, session, table,
-									psprintf("%s::pg_catalog.pg_snapshot", parameter),
-									values == NULL);
-			if (values != NULL)
-				values[n] = snapshot;
-			n++;
+	return sql.data;
+}
+
+/*
+ * What tells in a few booleans whether any of the tables changed, in any session of
+ * the remote: what depends on positions are parameters.  values[0] is to be a
+ * snapshot in which no logged table had changed, if there are logged ones; then the
+ * last column is the snapshot.  The other values are filled here.
+ */
+char *
+pos_pg_query_poll(PosPgSession *session, PosTable **tables, int ntables,
+				  const char **values, int *nvalues)
+{
+	StringInfoData sql;
+	bool		logged = false;
+
+	*nvalues = values[0] != NULL ? 1 : 0;
+	initStringInfo(&sql);
+	for (int i = 0; i < ntables; i++)
+	{
+		if (pos_pg_position_snapshot(session, tables[i]) != NULL)
+		{
+			logged = true;
 			continue;
 		}
-		pos_pg_append_greatest(&sql, relation, table, NULL);
-		appendStringInfoString(&sql, " OPERATOR(pg_catalog.>=) ");
-		if (values == NULL)
-			appendStringInfoString(&sql, quote_literal_cstr(pos_pg_position_value(table)));
-		else
-		{
-			values[n] = pos_pg_position_value(table);
-			appendStringInfo(&sql, "$%d", n + 1);
-		}
-		if (!always_tells(relation, table))
-			append_untold(&sql, relation, table);
-		n++;
+		values[(*nvalues)++] = pos_pg_position_value(tables[i]);
+		appendStringInfoString(&sql, sql.len > 0 ? ", " : "");
+		append_probe(&sql, session, tables[i], psprintf("$%d", *nvalues));
 	}
+	if (!logged)
+		return sql.data;
+	appendStringInfoString(&sql, sql.len > 0 ? ", " : "");
+	pos_pg_log_append_poll(&sql, session, tables, ntables, "$1::pg_catalog.pg_snapshot");
+	appendStringInfoString(&sql, ", pg_catalog.pg_current_snapshot()::pg_catalog.text");
 
-	return n == 0 ? NULL : psprintf("%s%s", values == NULL ? "SELECT " : "",
-									sql.data);
+	return sql.data;
 }
 
 /* Appends what makes a query read a stretch of a table. */

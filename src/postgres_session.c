@@ -119,6 +119,7 @@ pos_pg_session_close(PosPgSession *session)
 	session->source = NULL;
 	list_free_deep(session->prepared);
 	session->prepared = NIL;
+	pos_pg_poll_forget(session);
 }
 
 /*
