@@ -18,7 +18,7 @@ use Test::More;
 use Time::HiRes qw(time usleep);
 
 my $seed = $ENV{POSSYNC_SEED} // 20261124;
-my $seconds = $ENV{POSSYNC_SECONDS} // 25;
+my $seconds = $ENV{POSSYNC_SECONDS} // 15;
 my @tables = qw(logged stamped bare);
 
 my $master = Possync->cluster('master', 'max_prepared_transactions = 20');
