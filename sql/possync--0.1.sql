@@ -323,7 +323,8 @@ GRANT SELECT ON @extschema@.synchronize_trimmed TO PUBLIC;
 CREATE VIEW @extschema@.possync_changes WITH (security_barrier) AS
 	SELECT l.xid, l.relation, l.keys, l.keys_text, l.logged_at
 	FROM @extschema@.synchronize_log l
-	WHERE pg_catalog.has_any_column_privilege(l.relation, 'SELECT');
+	WHERE pg_catalog.has_table_privilege(l.relation, 'SELECT')
+		AND NOT pg_catalog.row_security_active(l.relation);
 COMMENT ON VIEW @extschema@.possync_changes IS 'the change log of tables that the current user may read';
 GRANT SELECT ON @extschema@.possync_changes TO PUBLIC;
 
@@ -520,12 +521,13 @@ COMMENT ON FUNCTION @extschema@._possync_translations(smallint) IS 'internal: ho
 /*
  * _possync_linked
  *		Which local row is linked with which remote one, for those who may read
- *		the table; without what a push has not heard of yet.
+ *		the table, all of it; without what a push has not heard of yet.
  */
 CREATE VIEW @extschema@._possync_linked WITH (security_barrier) AS
 SELECT t.* FROM @extschema@.synchronize_translation t
 WHERE EXISTS (SELECT FROM @extschema@.synchronize_model m
-			  WHERE m.id = t.model AND pg_catalog.has_table_privilege(m.relation, 'SELECT'))
+			  WHERE m.id = t.model AND pg_catalog.has_table_privilege(m.relation, 'SELECT')
+				AND NOT pg_catalog.row_security_active(m.relation))
   AND NOT EXISTS (SELECT FROM @extschema@.synchronize_batch b WHERE b.id = t.run);
 COMMENT ON VIEW @extschema@._possync_linked IS 'internal: links between rows of tables that the current user may read';
 GRANT SELECT ON @extschema@._possync_linked TO PUBLIC;

@@ -41,6 +41,27 @@ pos_careful_is_content(int sqlerrcode)
 }
 
 /*
+ * Whether an error may be a trigger's that objects, whatever SQLSTATE it has chosen,
+ * and is not about circumstances or ourselves.
+ */
+static bool
+is_objection(int sqlerrcode)
+{
+	switch (ERRCODE_TO_CATEGORY(sqlerrcode))
+	{
+		case ERRCODE_CONNECTION_EXCEPTION:
+		case ERRCODE_TRANSACTION_ROLLBACK:
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_OPERATOR_INTERVENTION:
+		case ERRCODE_SYSTEM_ERROR:
+		case ERRCODE_INTERNAL_ERROR:
+			return false;
+		default:
+			return sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE;
+	}
+}
+
+/*
  * Calls a function in a subtransaction.  Returns the error about content that
  * it failed with, in the run's context, or NULL; other errors go on.
  */
@@ -68,7 +89,8 @@ pos_careful_try(PosRun *run, PosCareful function, void *argument)
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
-	if (error != NULL && !pos_careful_is_content(error->sqlerrcode))
+	if (error != NULL && !pos_careful_is_content(error->sqlerrcode) &&
+		!(run->deleting && is_objection(error->sqlerrcode)))
 		ReThrowError(error);
 	return error;
 }

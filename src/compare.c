@@ -88,9 +88,9 @@ text_of(PosField *field, const char *alias)
 {
 	const char *name = quote_identifier(field->name);
 
-	if (field->base == BPCHAROID)
-		return psprintf("pg_catalog.format('%%s', %s.%s)", alias, name);
-	return psprintf("%s.%s::pg_catalog.text", alias, name);
+	/* a cast to text may be another text */
+	return psprintf("CASE WHEN %s.%s IS NOT NULL THEN pg_catalog.format('%%s', %s.%s) END",
+					alias, name, alias, name);
 }
 
 /* Appends the join that finds the remote key of what a reference refers to. */
@@ -114,7 +114,7 @@ append_reference_join(StringInfo sql, PosReference *reference, int n)
 		appendStringInfoString(sql, "]::pg_catalog.text");
 	}
 	else if (!parent->local_int)
-		appendStringInfoString(sql, text_of(reference->fields[0], "p"));
+		appendStringInfo(sql, "(%s)", text_of(reference->fields[0], "p"));
 	else
 		appendStringInfo(sql, "p.%s::pg_catalog.int8",
 						 quote_identifier(reference->fields[0]->name));
@@ -140,9 +140,9 @@ reference_sql(PosReference *reference, int i, int n)
 	for (int j = 0; j < reference->nfields; j++)
 		appendStringInfo(&nothing, "%sp.%s IS NULL", j > 0 ? " OR " : "",
 						 quote_identifier(reference->fields[j]->name));
-	return psprintf("CASE WHEN %s THEN %s ELSE"
+	return psprintf("CASE WHEN %s THEN p.%s::pg_catalog.text ELSE"
 					" coalesce((f%d.remote_key_text::pg_catalog.text[])[%d], '?') END",
-					nothing.data, text_of(reference->fields[i], "p"), n,
+					nothing.data, quote_identifier(reference->fields[i]->name), n,
 					reference->parts[i] + 1);
 }
 
@@ -170,11 +170,11 @@ describe_source(PosRun *run, PosModel *model, PosContent content,
 			appendStringInfo(&from, "p.%s OPERATOR(pg_catalog.=) t.local_key",
 							 quote_identifier(model->key[0]->name));
 		else if (model->nkey == 1)
-			appendStringInfo(&from, "%s OPERATOR(pg_catalog.=) t.local_key_text",
+			appendStringInfo(&from, "(%s) OPERATOR(pg_catalog.=) t.local_key_text",
 							 text_of(model->key[0], "p"));
 		else
 			for (int i = 0; i < model->nkey; i++)
-				appendStringInfo(&from, "%s%s OPERATOR(pg_catalog.=)"
+				appendStringInfo(&from, "%s(%s) OPERATOR(pg_catalog.=)"
 								 " (t.local_key_text::pg_catalog.text[])[%d]",
 								 i > 0 ? " AND " : "", text_of(model->key[i], "p"),
 								 i + 1);

@@ -137,7 +137,7 @@ count(PosRun *run, PosModel *model, PosInspection *inspection, void *argument)
 	totals->here = read_totals(model, totals,
 							   psprintf("%s p WHERE %s", model->table_sql,
 										inspection->condition != NULL ? inspection->condition : "true"));
-	unsent = read_totals(model, totals, pos_differences_unsent(model, inspection));
+	unsent = read_totals(model, totals, pos_differences_unsent(model, inspection, true));
 	totals->there = palloc(totals->n * sizeof(Datum));
 	for (int i = 0; i < totals->n; i++)
 		totals->there[i] = DirectFunctionCall2(numeric_sub, totals->here[i], unsent[i]);

@@ -18,6 +18,7 @@
 #include "utils/fmgroids.h"
 #include "utils/json.h"
 #include "utils/memutils.h"
+#include "utils/rls.h"
 #include "utils/snapmgr.h"
 
 PG_FUNCTION_INFO_V1(possync_compare);
@@ -149,11 +150,11 @@ take(PosRun *run, PosModel *model, PosDifferent *different, void *argument)
 }
 
 /*
- * Returns which rows of a table, t, are linked with nothing, as SQL: a key k of each
- * that looks as in a link, and the row itself.
+ * Returns which rows of a table, p, are linked with nothing, or with a row that is
+ * gone, as SQL: possync_key of each, as in a link, and the row itself.
  */
 char *
-pos_differences_unsent(PosModel *model, PosInspection *inspection)
+pos_differences_unsent(PosModel *model, PosInspection *inspection, bool gone)
 {
 	StringInfoData sql;
 
@@ -164,14 +165,14 @@ pos_differences_unsent(PosModel *model, PosInspection *inspection)
 						 quote_identifier(model->key[i]->name));
 	if (model->nkey > 1)
 		appendStringInfoString(&sql, "]::pg_catalog.text");
-	return psprintf("(SELECT u.* FROM (SELECT %s AS k, p.* FROM %s p WHERE %s) u"
+	return psprintf("(SELECT u.* FROM (SELECT %s AS possync_key, p.* FROM %s p WHERE %s) u"
 					" WHERE NOT EXISTS (SELECT FROM %s._possync_linked t"
-					" WHERE t.model OPERATOR(pg_catalog.=) %d"
-					" AND t.local_key%s OPERATOR(pg_catalog.=) u.k%s)) p",
+					" WHERE t.model OPERATOR(pg_catalog.=) %d%s"
+					" AND t.local_key%s OPERATOR(pg_catalog.=) u.possync_key%s)) p",
 					sql.data, model->table_sql,
 					inspection->condition != NULL ? inspection->condition : "true",
-					pos_store_schema(), model->id, model->local_int ? "" : "_text",
-					model->local_int ? "::pg_catalog.int8" : "");
+					pos_store_schema(), model->id, gone ? " AND t.gone IS NULL" : "",
+					model->local_int ? "" : "_text", model->local_int ? "::pg_catalog.int8" : "");
 }
 
 /* Lists rows that are linked with nothing. */
@@ -182,8 +183,8 @@ list_unsent(PosModel *model, PosInspection *inspection, Listing *listing)
 	HeapTuple	tuple;
 	TupleDesc	desc;
 
-	cursor = pos_sql_open_whole(psprintf("SELECT p.k FROM %s",
-										 pos_differences_unsent(model, inspection)));
+	cursor = pos_sql_open_whole(psprintf("SELECT p.possync_key FROM %s",
+										 pos_differences_unsent(model, inspection, false)));
 	while ((tuple = pos_sql_peek(cursor, &desc)) != NULL)
 	{
 		put(listing, model, SPI_getvalue(tuple, desc, 1), NULL, "not sent", NULL);
@@ -267,6 +268,11 @@ inspect_tree(PosRun *run, const char *direction, const char *condition,
 
 		if (model->on_unknown == POS_IGNORE || model->rel == NULL)
 			continue;
+		if (check_enable_rls(model->relid, InvalidOid, true) == RLS_ENABLED)
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("rows of table %s may be hidden by row security and cannot be compared",
+							model->name)));
 		if (condition != NULL)
 		{
 			inspection.condition = condition_of(run, model, condition);

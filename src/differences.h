@@ -21,6 +21,7 @@ typedef void (*PosInspector) (PosRun *run, PosModel *model,
 /* in differences.c */
 extern void pos_differences_each(FunctionCallInfo fcinfo, PosInspector inspector,
 								 void *argument);
-extern char *pos_differences_unsent(PosModel *model, PosInspection *inspection);
+extern char *pos_differences_unsent(PosModel *model, PosInspection *inspection,
+									bool gone);
 
 #endif							/* POSSYNC_DIFFERENCES_H */

@@ -9,7 +9,14 @@
  */
 #include "possync.h"
 
+#include "catalog/pg_type.h"
 #include "compare.h"
+#include "sql.h"
+#include "store.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/rls.h"
+#include "utils/snapmgr.h"
 
 /* A table that has fewer rows is read as a whole */
 #define SMALL_TABLE		1000
@@ -26,6 +33,18 @@ is_due(PosModel *model)
 		 TimestampDifferenceExceeds(Min(model->compared_at, GetCurrentTimestamp()),
 									Max(model->compared_at, GetCurrentTimestamp()),
 									pos_compare_interval * 1000));
+}
+
+/* Whether there are rows that were to be deleted and could not be. */
+static bool
+has_kept(PosModel *model)
+{
+	Oid			types[] = {INT2OID};
+	Datum		values[] = {Int16GetDatum(model->id)};
+
+	return pos_store_execute("SELECT 1 FROM @.synchronize_translation"
+							 " WHERE model = $1 AND gone IS NOT NULL LIMIT 1",
+							 1, types, values, NULL) > 0;
 }
 
 /* Decides, before the remote's snapshot is taken, which models are compared. */
@@ -50,7 +69,10 @@ pos_drift_plan(PosRun *run)
 		if (!run->anew && model->source != NULL &&
 			(run->compare || model->nchange == 0))
 			model->compare = POS_COMPARE_ROWS;
-		if (run->compare)
+		if (run->compare ||
+			(model->compare != POS_COMPARE_NOTHING &&
+			 model->on_delete != POS_DELETE_IGNORE &&
+			 (model->compared_at == 0 || (is_due(model) && has_kept(model)))))
 			model->table.compared = POS_COMPARED_ALWAYS;
 		else if (model->compare != POS_COMPARE_NOTHING)
 			model->table.compared = POS_COMPARED_UNLESS_LOGGED;
@@ -96,7 +118,10 @@ compare(PosRun *run, PosModel *model)
 
 	if (model->source == NULL ||
 		strcmp(model->source, run->snapshot.source) != 0)
+	{
+		model->compare = POS_COMPARE_NOTHING;
 		return;
+	}
 	pos_compare_model(run, model, model->compare == POS_COMPARE_ROWS ?
 					  POS_CONTENT_HASH : POS_CONTENT_KEY,
 					  model->on_unknown == POS_MATCH_ONLY, NULL, take, &chosen);
@@ -116,10 +141,18 @@ choose(PosRun *run, PosModel *model)
 	PosTable   *table = &model->table;
 	bool		deletes = model->on_delete != POS_DELETE_IGNORE;
 
-	if (!model->has_translations || table->limit > 0 || !table->changed)
+	/* of a row that a policy hides nobody knows whether it is there */
+	if (!model->has_translations || table->limit > 0 || !table->changed ||
+		check_enable_rls(model->relid, InvalidOid, true) == RLS_ENABLED)
 		return POS_COMPARE_NOTHING;
 	if (table->logged && !run->compare)
-		return deletes ? POS_COMPARE_LOG : POS_COMPARE_NOTHING;
+		return !deletes ? POS_COMPARE_NOTHING :
+			model->compared_at == 0 ? POS_COMPARE_KEYS : POS_COMPARE_LOG;
+
+	/* what happened before the log began, or while it could not tell */
+	if (deletes && table->exact == POS_EXACT_LOG &&
+		model->compare == POS_COMPARE_NOTHING && !run->anew)
+		return POS_COMPARE_KEYS;
 
 	/* as long as this makes one round trip less */
 	if (model->compare == POS_COMPARE_ROWS && !run->compare &&
@@ -128,26 +161,64 @@ choose(PosRun *run, PosModel *model)
 	return model->compare;
 }
 
-/* Finds out by the source's log which rows of a model were deleted. */
+/* Reads from the source's log which rows of a model were deleted. */
+static PosRowset *
+read_gone(PosRun *run, PosModel *model)
+{
+	PosDigest	digest = {.table = &model->table,.gone = true};
+	TupleDesc	desc = CreateTemplateTupleDesc(1);
+	PosRowset  *keys;
+	PosDigestRow row;
+	MemoryContext old;
+
+	TupleDescInitEntry(desc, 1, "key", TEXTOID, -1, 0);
+	keys = pos_rowset_create(psprintf("possync_candidates_%d", model->id), desc);
+	run->connection->ops->digest(run->connection, &digest);
+	old = MemoryContextSwitchTo(run->row);
+	while (run->connection->ops->digest_next(run->connection, &row))
+	{
+		Datum		value = CStringGetTextDatum(row.key);
+		bool		isnull = false;
+
+		pos_rowset_put(keys, &value, &isnull);
+		MemoryContextReset(run->row);
+	}
+	MemoryContextSwitchTo(old);
+	return keys;
+}
+
+/*
+ * Finds out by the source's log which rows of a model are gone: those that were
+ * linked before the remote's snapshot, see compare.c.
+ */
 static void
 ask_log(PosRun *run, PosModel *model)
 {
-	PosDigest	digest = {.table = &model->table,.gone = true};
-	PosDigestRow row;
+	PosRowset  *keys = read_gone(run, model);
+	PosCursor  *cursor;
+	HeapTuple	tuple;
+	TupleDesc	desc;
 	int			chosen = 0;
 
-	run->connection->ops->digest(run->connection, &digest);
-	while (run->connection->ops->digest_next(run->connection, &row))
+	pos_rowset_publish(keys);
+	PushActiveSnapshot(run->before);
+	cursor = pos_sql_open_whole(psprintf("SELECT c.key,"
+										 " coalesce(t.local_key::pg_catalog.text, t.local_key_text)"
+										 " FROM possync_candidates_%d c JOIN %s._possync_linked t"
+										 " ON t.remote_key%s OPERATOR(pg_catalog.=) c.key%s"
+										 " WHERE t.model OPERATOR(pg_catalog.=) %d AND t.gone IS NULL",
+										 model->id, pos_store_schema(),
+										 model->remote_int ? "" : "_text",
+										 model->remote_int ? "::pg_catalog.int8" : "", model->id));
+	PopActiveSnapshot();
+	while ((tuple = pos_sql_peek(cursor, &desc)) != NULL)
 	{
-		Datum		remote = pos_key_from_string(row.key, model->remote_int);
-		Datum		local;
-		uint8		known;
-
-		if (pos_translation_find(run, model, remote, &local, &known) == POS_FOUND &&
-			(known & POS_KNOWN_GONE) == 0)
-			pos_gone_put(run, model, row.key,
-						 pos_key_string(local, model->local_int));
+		pos_gone_put(run, model, SPI_getvalue(tuple, desc, 1),
+					 SPI_getvalue(tuple, desc, 2));
+		pos_sql_take(cursor);
 	}
+	pos_sql_close(cursor);
+	pos_rowset_free(keys);
 
 	/* which of those that were deleted before are there again */
 	pos_compare_model(run, model, POS_CONTENT_KEY, true, "t.gone IS NOT NULL", take,

@@ -10,7 +10,8 @@
  *
  * They are deleted before anything is written, what refers to others first, since
  * new rows may want their unique values; and what was referred to then once more
- * when all is written.
+ * when all is written.  If a foreign key would carry that on to rows that are not gone,
+ * it is done only then: they may refer to something else by now.
  *
  * A row that stays keeps its translation, marked: nothing is made of it at the
  * source again.  What was changed here and not pushed yet is left alone until it
@@ -18,12 +19,18 @@
  */
 #include "possync.h"
 
+#include "access/table.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "miscadmin.h"
 #include "run.h"
 #include "sql.h"
 #include "store.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 
 /* Fewer rows are deleted whatever part of all they are */
 #define FEW_ROWS	100
@@ -106,9 +113,11 @@ remove_queued(PosModel *model)
 	rest = pos_rowset_create(psprintf("possync_gone_%d", model->id), model->stage);
 	pos_rowset_rewind(model->gone);
 	while (pos_rowset_next(model->gone, &values, &nulls))
-		if (!pos_conflict_has_key(keys, nkeys,
-								  pos_key_string(values[POS_STAGE_LOCAL],
-												 model->local_int)))
+		if (pos_conflict_has_key(keys, nkeys,
+								 pos_key_string(values[POS_STAGE_LOCAL],
+												model->local_int)))
+			model->unfinished = true;
+		else
 			pos_rowset_put(rest, values, nulls);
 	pos_rowset_free(model->gone);
 	model->gone = rest;
@@ -146,21 +155,118 @@ is_suspicious(PosRun *run, PosModel *model)
 	return true;
 }
 
-/* Returns the deferred foreign keys that refer to a table, as SQL; or NULL. */
-static char *
-deferred_constraints(PosModel *model)
+/* Whether anything here is checked only when somebody says so, or at the commit. */
+static bool
+has_deferrable(void)
 {
-	Oid			types[] = {OIDOID};
-	Datum		values[] = {ObjectIdGetDatum(model->relid)};
-	char	   *names;
+	return pos_store_execute("SELECT 1 FROM pg_trigger WHERE tgdeferrable LIMIT 1",
+							 0, NULL, NULL, NULL) > 0;
+}
 
-	pos_store_execute("SELECT string_agg(format('%I.%I', n.nspname, c.conname), ', ')"
-					  " FROM pg_constraint c JOIN pg_namespace n ON n.oid = c.connamespace"
-					  " WHERE c.confrelid = $1 AND c.contype = 'f' AND c.condeferred",
-					  1, types, values, NULL);
-	names = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
-	SPI_freetuptable(SPI_tuptable);
-	return names;
+/*
+ * Checks all constraints now.  The subtransaction is rolled back, and with it what is
+ * deferred becomes so again.
+ */
+static void
+check_deferred(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+
+	if (!has_deferrable())
+		return;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		pos_sql_execute("SET CONSTRAINTS ALL IMMEDIATE", 0, NULL, NULL);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (error != NULL)
+		ReThrowError(error);
+}
+
+/*
+ * Whether a foreign key would carry the deletion of one of the gathered rows on to a
+ * row of another table, which is read as its owner, as for checking a foreign key.
+ * condition is NULL if that cannot be told.
+ */
+static bool
+carries_on(PosModel *model, Oid relid, const char *condition)
+{
+	Relation	rel;
+	Oid			saved_user;
+	int			saved_context;
+	bool		found;
+
+	if (condition == NULL)
+		return true;
+	rel = table_open(relid, AccessShareLock);
+	pos_sql_as_owner(rel, &saved_user, &saved_context);
+	found = pos_sql_execute(psprintf("SELECT 1 FROM possync_gone_%d r JOIN %s x ON %s LIMIT 1",
+									 model->id,
+									 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
+																RelationGetRelationName(rel)),
+									 condition), 0, NULL, NULL) > 0;
+	SetUserIdAndSecContext(saved_user, saved_context);
+	table_close(rel, NoLock);
+	return found;
+}
+
+/*
+ * Whether deleting the gathered rows does something to others that the pull may be
+ * about to change: then it has to wait until they are as they shall be.
+ */
+static bool
+reaches_others(PosModel *model)
+{
+	Oid			types[] = {OIDOID, INT2ARRAYOID};
+	Datum	   *key = palloc(model->nkey * sizeof(Datum));
+	Datum		values[2];
+	SPITupleTable *table;
+	uint64		n;
+	bool		found = false;
+
+	if (model->on_delete != POS_DELETE_DELETE)
+		return false;
+	for (int i = 0; i < model->nkey; i++)
+		key[i] = Int16GetDatum(model->key[i]->attnum);
+	values[0] = ObjectIdGetDatum(model->relid);
+	values[1] = PointerGetDatum(construct_array(key, model->nkey, INT2OID, 2, true,
+												TYPALIGN_SHORT));
+	n = pos_store_execute("SELECT c.conrelid::oid, (SELECT CASE WHEN bool_and("
+						  "array_position($2, k.there) IS NOT NULL AND b.oid < 10000) THEN"
+						  " string_agg(format('x.%I OPERATOR(pg_catalog.=) r.w%s',"
+						  " a.attname, array_position($2, k.there)), ' AND ') END"
+						  " FROM unnest(c.conkey, c.confkey) k (here, there)"
+						  " JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.here"
+						  " JOIN pg_type b ON b.oid = a.atttypid)"
+						  " FROM pg_constraint c WHERE c.confrelid = $1 AND c.contype = 'f'"
+						  " AND c.conparentid = 0 AND c.confdeltype IN ('c', 'n', 'd')",
+						  2, types, values, NULL);
+	table = SPI_tuptable;
+	pos_rowset_publish(model->gone);
+	for (uint64 i = 0; i < n && !found; i++)
+	{
+		bool		isnull;
+
+		found = carries_on(model,
+						   DatumGetObjectId(SPI_getbinval(table->vals[i], table->tupdesc,
+														  1, &isnull)),
+						   SPI_getvalue(table->vals[i], table->tupdesc, 2));
+	}
+	SPI_freetuptable(table);
+	return found;
 }
 
 /* Refuses to go on if a trigger, rule or policy kept one of the rows. */
@@ -186,7 +292,6 @@ delete_gathered(PosRun *run, void *argument)
 {
 	PosModel   *model = argument;
 	int64		n = pos_rowset_count(model->gone);
-	char	   *deferred = deferred_constraints(model);
 	StringInfoData sql;
 	Datum	   *values;
 	bool	   *nulls;
@@ -199,13 +304,7 @@ delete_gathered(PosRun *run, void *argument)
 	if (pos_sql_execute_join(sql.data, model->rel, pos_sql_key_columns(model),
 							 n) < n)
 		check_deleted(model);
-	if (deferred != NULL)
-	{
-		pos_sql_execute(psprintf("SET CONSTRAINTS %s IMMEDIATE", deferred), 0,
-						NULL, NULL);
-		pos_sql_execute(psprintf("SET CONSTRAINTS %s DEFERRED", deferred), 0,
-						NULL, NULL);
-	}
+	check_deferred();
 	pos_rowset_rewind(model->gone);
 	while (pos_rowset_next(model->gone, &values, &nulls))
 		pos_translation_remove(run, model, values[POS_STAGE_REMOTE]);
@@ -247,6 +346,8 @@ keep(PosRun *run, PosModel *model, Datum *values, bool *nulls,
 {
 	if (model->on_delete == POS_DELETE_DELETE)
 		pos_translation_set_gone(run, model, values[POS_STAGE_REMOTE], true);
+	else
+		model->unfinished = true;
 	pos_quarantine_gone(run, model, values[POS_STAGE_REMOTE],
 						pos_careful_message(error));
 }
@@ -258,42 +359,61 @@ does(PosModel *model)
 		deactivate_gathered;
 }
 
+/* Deletes, or deactivates, what can be; the rest stays in model->gone. */
+static void
+apply(PosRun *run, PosModel *model)
+{
+	PosRowset  *rest;
+
+	run->deleting = true;
+	rest = pos_careful_rest(run, model, model->gone, does(model), PG_INT64_MAX);
+	run->deleting = false;
+	pos_rowset_free(model->gone);
+	model->gone = rest;
+}
+
 /* Before anything is written. */
 static void
 apply_first(PosRun *run, PosModel *model)
 {
-	if (model->on_delete == POS_DELETE_DELETE)
-		put_kept(run, model);
-	if (model->gone == NULL)
-		return;
-	remove_queued(model);
-	if (pos_rowset_count(model->gone) == 0)
-		return;
-	if (is_suspicious(run, model))
-		pos_rowset_clear(model->gone);
-	else if (run->dry)
-		model->counts.deleted += pos_rowset_count(model->gone);
-	else
-	{
-		PosRowset  *rest = pos_careful_rest(run, model, model->gone, does(model),
-											PG_INT64_MAX);
+	bool		suspicious = false;
 
-		pos_rowset_free(model->gone);
-		model->gone = rest;
+	if (model->gone != NULL)
+	{
+		remove_queued(model);
+		suspicious = is_suspicious(run, model);
+		if (suspicious)
+		{
+			model->unfinished = true;
+			pos_rowset_clear(model->gone);
+		}
 	}
+	if (model->on_delete == POS_DELETE_DELETE && !suspicious)
+		put_kept(run, model);
+	if (model->gone == NULL || pos_rowset_count(model->gone) == 0)
+		return;
+	if (run->dry)
+		model->counts.deleted += pos_rowset_count(model->gone);
+	else if ((model->waits = reaches_others(model)) == false)
+		apply(run, model);
 }
 
 /* When all is written. */
 static void
 apply_last(PosRun *run, PosModel *model)
 {
-	PosRowset  *rest = model->gone;
+	PosRowset  *rest;
 
-	if (run->dry || pos_rowset_count(rest) == 0)
+	if (run->dry || pos_rowset_count(model->gone) == 0)
 		return;
+	if (model->waits)
+		apply(run, model);
+	rest = model->gone;
 	model->gone = pos_rowset_create(psprintf("possync_gone_%d", model->id),
 									model->stage);
+	run->deleting = true;
 	pos_careful_last(run, model, rest, model->gone, does(model), keep);
+	run->deleting = false;
 }
 
 /*

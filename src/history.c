@@ -53,7 +53,8 @@ pos_history_positions(PosRun *run)
 		bool		same = model->source != NULL &&
 		strcmp(model->source, run->snapshot.source) == 0;
 
-		if (!table->changed || table->limit > 0)
+		if (!table->changed || table->limit > 0 ||
+			(model->unfinished && table->logged))
 			continue;
 		if (table->next_position == NULL && model->loaded_to == NULL && same)
 			continue;
@@ -71,7 +72,9 @@ pos_history_positions(PosRun *run)
 						  " ON CONFLICT (model) DO UPDATE SET"
 						  " position = EXCLUDED.position,"
 						  " source = EXCLUDED.source, run = EXCLUDED.run,"
-						  " loaded_to = NULL",
+						  " loaded_to = NULL, compared_at ="
+						  " CASE WHEN synchronize_position.source = EXCLUDED.source"
+						  " THEN synchronize_position.compared_at END",
 						  4, types, values, NULL);
 	}
 }

@@ -38,8 +38,13 @@
 
 PG_FUNCTION_INFO_V1(possync_log_change);
 
-/* Keys of one table in one entry at most: what waits for the commit is bounded */
+/*
+ * Keys of one table in one entry.  More wait for the commit only in subtransactions,
+ * whose rollback would take an entry with it, and all that is in that; if it becomes
+ * too many, the entry says that nobody knows which.
+ */
 #define ENTRY_KEYS		8192
+#define MOST_KEYS		(64 * ENTRY_KEYS)
 
 /* One transaction in so many looks for old entries, and takes away so many */
 #define TRIM_CHANCE		256
@@ -71,6 +76,7 @@ typedef struct LogTrigger
 {
 	Oid			relation;
 	Oid			schema;			/* of the extension */
+	bool		unknown;		/* nobody knows the keys */
 	bool		integer;
 	int			nkey;
 	AttrNumber	key[INDEX_MAX_KEYS];
@@ -133,8 +139,17 @@ write_noted(Noted *noted)
 	pos_bulk_close(bulk);
 	XactReadOnly = read_only;
 	table_close(log, NoLock);
-	noted->nkeys = 0;
 	noted->truncated = false;
+}
+
+/* Forgets the keys that are noted of a table. */
+static void
+forget_keys(Noted *noted)
+{
+	if (!noted->integer)
+		for (int i = 0; i < noted->nkeys; i++)
+			pfree(DatumGetPointer(noted->keys[i]));
+	noted->nkeys = 0;
 }
 
 /*
@@ -147,7 +162,8 @@ trim(Oid schema)
 	Oid			types[] = {INT4OID, INT4OID};
 	Datum		values[] = {Int32GetDatum(pos_log_keep), Int32GetDatum(TRIM_ENTRIES)};
 
-	if (pos_log_keep < 0 || IsolationUsesXactSnapshot() || XactReadOnly)
+	if (pos_log_keep < 0 || IsolationUsesXactSnapshot() || XactReadOnly ||
+		!OidIsValid(get_relname_relid("synchronize_model", schema)))
 		return;
 	pos_store_init_schema(schema);
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -179,7 +195,10 @@ transaction_event(XactEvent event, void *arg)
 		case XACT_EVENT_PRE_PREPARE:
 			for (Noted *noted = all_noted; noted != NULL; noted = noted->next)
 				if (noted->nkeys > 0 || noted->truncated)
+				{
 					write_noted(noted);
+					forget_keys(noted);
+				}
 			if (all_noted != NULL && event == XACT_EVENT_PRE_COMMIT &&
 				pg_prng_uint64_range(&pg_global_prng_state, 1, TRIM_CHANCE) == 1)
 				trim(all_noted->schema);
@@ -244,6 +263,8 @@ note(LogTrigger *state, Datum key)
 	Noted	   *noted = get_noted(state->relation, state->integer, state->schema);
 	MemoryContext old;
 
+	if (noted->truncated)
+		return;
 	if (noted->nkeys == noted->maxkeys)
 	{
 		Size		size;
@@ -260,10 +281,13 @@ note(LogTrigger *state, Datum key)
 	MemoryContextSwitchTo(old);
 	if (noted->nkeys < ENTRY_KEYS)
 		return;
-	write_noted(noted);
-	if (!state->integer)
-		for (int i = 0; i < ENTRY_KEYS; i++)
-			pfree(DatumGetPointer(noted->keys[i]));
+	if (GetCurrentTransactionNestLevel() == 1)
+		write_noted(noted);
+	else if (noted->nkeys < MOST_KEYS)
+		return;
+	else
+		noted->truncated = true;
+	forget_keys(noted);
 }
 
 /* Makes ready for the rows of one statement. */
@@ -290,15 +314,21 @@ prepare(FunctionCallInfo fcinfo, TriggerData *trigger)
 
 		state->key[i] = get_attnum(RelationGetRelid(rel), name);
 		if (state->key[i] <= 0)
-			ereport(ERROR,
+		{
+			/* the master's own work goes on */
+			ereport(WARNING,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
 					 errmsg("key column \"%s\" of logged table \"%s\" does not exist any more",
 							name, RelationGetRelationName(rel)),
 					 errhint("Call possync_log again.")));
+			state->unknown = true;
+			break;
+		}
 		state->types[i] = getBaseType(TupleDescAttr(RelationGetDescr(rel),
 													state->key[i] - 1)->atttypid);
 	}
-	state->integer = state->nkey == 1 && pos_key_is_integer(state->types[0]);
+	state->integer = !state->unknown && state->nkey == 1 &&
+		pos_key_is_integer(state->types[0]);
 	fcinfo->flinfo->fn_extra = state;
 	return state;
 }
@@ -320,12 +350,12 @@ possync_log_change(PG_FUNCTION_ARGS)
 				 errmsg("possync_log_change is an AFTER trigger")));
 	if (state == NULL)
 		state = prepare(fcinfo, trigger);
-	if (TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
+	if (state->unknown || TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
 	{
 		Noted	   *noted = get_noted(state->relation, state->integer, state->schema);
 
 		noted->truncated = true;
-		write_noted(noted);
+		forget_keys(noted);
 	}
 	else
 	{

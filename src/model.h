@@ -205,6 +205,9 @@ struct PosModel
 	PosCompare	compare;		/* how it is compared in this run */
 	PosRowset  *gone;			/* staged rows whose counterpart was deleted:
 								 * keys only */
+	bool		waits;			/* they are deleted when all is written */
+	bool		unfinished;		/* not all that is gone was dealt with: the
+								 * log is to be asked again */
 	List	   *back;			/* of char *: remote keys of rows that had
 								 * been deleted, and are there again */
 	PosRowset  *changed;		/* known rows that a dry run would write */

@@ -81,7 +81,11 @@ static const char *const describe_sql =
 " JOIN pg_type y ON y.oid = b.oid"
 " LEFT JOIN pg_type e ON e.oid = y.typelem AND y.typcategory = 'A'"
 /* a trigger that was made anew or switched off has missed something */
-" LEFT JOIN LATERAL (SELECT format('%%s.%%s', g.oid, g.xmin) AS log,"
+/* a partition may come with rows, and go with them */
+" LEFT JOIN LATERAL (SELECT format('%%s.%%s.%%s', g.oid, g.xmin,"
+" (SELECT hashtext(string_agg(format('%%s.%%s.%%s.%%s', t.relid::oid, q.oid, q.xmin, q.tgenabled), ',' ORDER BY t.relid::oid))"
+" FROM pg_partition_tree(c.oid) t"
+" LEFT JOIN pg_trigger q ON q.tgrelid = t.relid AND q.tgname = 'possync_log')) AS log,"
 " quote_ident(n.nspname) AS schema, encode(g.tgargs, 'hex') AS key"
 " FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid"
 " AND p.proname = 'possync_log_change'"
@@ -91,7 +95,13 @@ static const char *const describe_sql =
 " JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'possync'"
 " WHERE g.tgrelid = c.oid AND g.tgname = 'possync_log'"
 " AND g.tgenabled IN ('O', 'A') AND NOT c.relispartition"
-" AND has_schema_privilege(n.oid, 'USAGE')) g ON true"
+" AND has_schema_privilege(n.oid, 'USAGE')"
+" AND has_table_privilege(c.oid, 'SELECT') AND NOT row_security_active(c.oid)"
+/* a standby does not tell which transactions run at its primary */
+" AND NOT pg_is_in_recovery() AND NOT EXISTS"
+" (SELECT FROM pg_partition_tree(c.oid) t WHERE NOT EXISTS"
+" (SELECT FROM pg_trigger q WHERE q.tgrelid = t.relid"
+" AND q.tgname = 'possync_log_truncate' AND q.tgenabled IN ('O', 'A')))) g ON true"
 " ORDER BY t.n, a.attnum";
 
 static void split_name(const char *remote, char **schema, char **name);

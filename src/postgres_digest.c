@@ -99,6 +99,10 @@ pos_pg_digest(PosConnection *connection, PosDigest *digest)
 		pos_pg_append_keys(&from, session, table, digest->nkeys, digest->keys);
 	else
 		appendStringInfoString(&from, "true");
+	for (int i = 0; i < table->nkey; i++)
+		if (!pos_pg_attribute(relation, table->columns[i].remote)->notnull)
+			appendStringInfo(&from, " AND %s IS NOT NULL",
+							 quote_identifier(table->columns[i].remote));
 	source.from = from.data;
 
 	session->digest = digest;

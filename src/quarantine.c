@@ -242,7 +242,7 @@ pos_quarantine_store(PosRun *run)
 
 		if (model->table.nretry > 0)
 			remove_solved(model, false);
-		if (model->compare != POS_COMPARE_NOTHING)
+		if (model->compare != POS_COMPARE_NOTHING && !model->unfinished)
 			remove_solved(model, true);
 	}
 	if (pos_rowset_count(run->rejects) > 0)

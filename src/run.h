@@ -23,6 +23,8 @@ typedef struct PosRun
 	bool		push;			/* the source is here, the target there */
 	bool		dry;			/* find out what would be done, and do nothing */
 	bool		careful;		/* leave bad rows out, see careful.c */
+	bool		deleting;		/* rows are being deleted: whatever objects
+								 * keeps them */
 	int			nbad;			/* how many of them */
 	bool		anew;			/* read everything, whatever the positions say */
 	bool		compare;		/* compare the rows of all models */

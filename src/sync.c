@@ -12,6 +12,7 @@
 #include "possync.h"
 
 #include "access/xact.h"
+#include "compare.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
 #include "progress.h"
@@ -233,6 +234,8 @@ pos_sync_pull(PosRun *run)
 		}
 		pos_quarantine_close(run);
 	}
+	else if (run->before != NULL)
+		pos_compare_end(run);
 	run->received = run->connection->ops->received(run->connection);
 	run->connection->ops->finish(run->connection);
 }
