@@ -204,21 +204,32 @@ describe_source(PosRun *run, PosModel *model, PosContent content,
 }
 
 /*
- * Opens the local side of a digest.  Rows whose counterpart had been deleted do not
- * count in sums; if one is there again, its bucket differs.
+ * Reads the sums of the local side.  Rows whose counterpart had been deleted do not
+ * count; if one is there again, its bucket differs.  Returns how many buckets there
+ * are, which stand in SPI_tuptable.
  */
+static uint64
+read_sums(Comparison *c)
+{
+	PosDigestSource source = c->source;
+	uint64		n;
+
+	source.from = psprintf("%s AND t.gone IS NULL", source.from);
+	PushActiveSnapshot(c->run->before);
+	n = pos_sql_execute_whole(pos_digest_query(&c->digest, &source,
+											   c->run->snapshot.encoding));
+	PopActiveSnapshot();
+	return n;
+}
+
+/* Opens the rows of the local side. */
 static void
 open_local(Comparison *c)
 {
-	const char *from = c->source.from;
-	bool		sums = c->digest.wanted == NULL && c->digest.nkeys == 0;
-
-	c->source.from = sums ? psprintf("%s AND t.gone IS NULL", from) : from;
 	PushActiveSnapshot(c->run->before);
 	c->cursor = pos_sql_open_whole(pos_digest_query(&c->digest, &c->source,
 													c->run->snapshot.encoding));
 	PopActiveSnapshot();
-	c->source.from = from;
 }
 
 /* Returns column col of the local row, NULL for null. */
@@ -248,22 +259,22 @@ compare_sums(Comparison *c)
 	int64	   *counts = palloc0(digest->nbuckets * sizeof(int64));
 	char	  **sums = palloc0(digest->nbuckets * sizeof(char *));
 	PosConnection *connection = c->run->connection;
-	HeapTuple	tuple;
-	TupleDesc	desc;
+	uint64		n;
 	bool		any = false;
 
 	connection->ops->digest(connection, digest);
-	open_local(c);
-	while ((tuple = pos_sql_peek(c->cursor, &desc)) != NULL)
+	n = read_sums(c);
+	for (uint64 i = 0; i < n; i++)
 	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
 		int64		bucket = local_number(tuple, desc, L_NUMBER);
 
 		counts[bucket] = local_number(tuple, desc, 2);
 		sums[bucket] = local_text(tuple, desc, 3);
 		wanted[bucket] = true;
-		pos_sql_take(c->cursor);
 	}
-	pos_sql_close(c->cursor);
+	SPI_freetuptable(SPI_tuptable);
 	while (connection->ops->digest_next(connection, &c->remote))
 	{
 		int64		bucket = c->remote.number;

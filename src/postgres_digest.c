@@ -50,6 +50,12 @@ column_sql(PosPgRelation *relation, PosColumn *column)
 	return psprintf("%s::%s", name, format_type_with_typemod(local, typmod));
 }
 
+static bool
+wants_sums(PosDigest *digest)
+{
+	return digest->wanted == NULL && digest->nkeys == 0 && !digest->gone;
+}
+
 /* Returns a table's key, as one value. */
 static char *
 key_sql(PosTable *table, List *columns)
@@ -114,6 +120,9 @@ pos_pg_digest(PosConnection *connection, PosDigest *digest)
 	else
 		session->command = pos_digest_query(digest, &source,
 											GetDatabaseEncodingName());
+	/* there are few buckets, however many the planner believes in */
+	if (wants_sums(digest))
+		session->command = psprintf("SET LOCAL enable_sort = off; %s", session->command);
 	MemoryContextSwitchTo(old);
 	if (!PQsendQuery(session->conn, session->command) ||
 		!PQsetSingleRowMode(session->conn))
@@ -130,13 +139,14 @@ bool
 pos_pg_digest_next(PosConnection *connection, PosDigestRow *row)
 {
 	PosPgSession *session = (PosPgSession *) connection;
-	bool		sums = session->digest->wanted == NULL &&
-	session->digest->nkeys == 0 && !session->digest->gone;
+	bool		sums = wants_sums(session->digest);
 	PGresult   *res;
 
 	CHECK_FOR_INTERRUPTS();
 	pos_pg_session_enter(session);
 	res = pos_pg_result(session);
+	if (PQresultStatus(res) == PGRES_COMMAND_OK)
+		res = pos_pg_result(session);
 	if (PQresultStatus(res) == PGRES_TUPLES_OK && PQntuples(res) == 0)
 	{
 		if (pos_pg_result(session) != NULL)

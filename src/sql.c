@@ -211,22 +211,50 @@ pos_sql_as_owner(Relation rel, Oid *saved_user, int *saved_context)
 }
 
 /*
- * Opens the rows of a query over whole tables, as the active snapshot sees them.
- * Nested loops are what it would suffer from if statistics are missing.
+ * Makes the planner join and group whole tables by hashing.  Nested loops and sorts
+ * are what a query over them suffers from if statistics are missing.
  */
+static int
+plan_whole(void)
+{
+	static const char *const others[] = {"enable_nestloop", "enable_sort", "jit"};
+	int			nestlevel = NewGUCNestLevel();
+
+	for (int i = 0; i < lengthof(others); i++)
+		(void) set_config_option(others[i], "off", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	return nestlevel;
+}
+
+/* Opens the rows of a query over whole tables, as the active snapshot sees them. */
 PosCursor *
 pos_sql_open_whole(const char *sql)
 {
-	int			nestlevel = NewGUCNestLevel();
-	PosCursor  *cursor;
+	int			nestlevel = plan_whole();
+	PosCursor  *cursor = pos_sql_open(sql, true);
 
-	(void) set_config_option("enable_nestloop", "off", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	cursor = pos_sql_open(sql, true);
 	pos_sql_planned(nestlevel);
 	return cursor;
+}
+
+/*
+ * Runs a query over whole tables that has few rows, as the active snapshot sees them,
+ * in several processes if that is allowed, which a cursor cannot have.  Returns the
+ * number of rows, which stand in SPI_tuptable.
+ */
+uint64
+pos_sql_execute_whole(const char *sql)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int			nestlevel = plan_whole();
+	int			rc = SPI_execute_with_args(sql, 0, NULL, NULL, NULL, true, 0);
+
+	if (rc < 0)
+		elog(ERROR, "SPI_execute_with_args failed: %s",
+			 SPI_result_code_string(rc));
+	pos_sql_planned(nestlevel);
+	MemoryContextSwitchTo(context);
+	return SPI_processed;
 }
 
 /*
