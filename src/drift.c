@@ -5,7 +5,8 @@
  * A table that has nothing to tell changes by is compared by hashes, and only the
  * rows that differ are read, once it is big enough for that to pay.  Deleted rows
  * leave nothing behind that could be read; they are found by comparing keys, from
- * time to time, unless the source keeps a log.  And everything is compared if somebody asks for it.
+ * time to time, unless the source keeps a log.  And everything is compared if
+ * somebody asks for it.
  */
 #include "possync.h"
 
@@ -142,7 +143,8 @@ choose(PosRun *run, PosModel *model)
 	bool		deletes = model->on_delete != POS_DELETE_IGNORE;
 
 	/* of a row that a policy hides nobody knows whether it is there */
-	if (!model->has_translations || table->limit > 0 || !table->changed ||
+	if (run->before == NULL || model->loaded_to != NULL ||
+		!model->has_translations || table->limit > 0 || !table->changed ||
 		check_enable_rls(model->relid, InvalidOid, true) == RLS_ENABLED)
 		return POS_COMPARE_NOTHING;
 	if (table->logged && !run->compare)
