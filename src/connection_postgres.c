@@ -138,8 +138,7 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 	snapshot->offset = session->offset;
 	snapshot->complete = session->complete;
 	snapshot->source = pstrdup(session->source);
-	snapshot->encoding = pstrdup(PQparameterStatus(session->conn,
-												   "server_encoding"));
+	snapshot->encoding = pstrdup(pos_pg_encoding(session));
 	pos_pg_session_leave(session);
 }
 

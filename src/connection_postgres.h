@@ -275,6 +275,7 @@ extern void pos_pg_poll_remember(PosPgSession *session, PosTable **tables,
 
 /* in postgres_digest.c */
 extern void pos_pg_digest(PosConnection *connection, PosDigest *digest);
+extern const char *pos_pg_encoding(PosPgSession *session);
 extern bool pos_pg_digest_next(PosConnection *connection, PosDigestRow *row);
 
 /* What a statement of a step that finds something wrong makes fail */

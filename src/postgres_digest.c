@@ -75,6 +75,18 @@ key_sql(PosTable *table, List *columns)
 }
 
 /*
+ * The name of the remote's encoding, by which both sides decide how strings are
+ * hashed; "" if it does not tell.
+ */
+const char *
+pos_pg_encoding(PosPgSession *session)
+{
+	const char *encoding = PQparameterStatus(session->conn, "server_encoding");
+
+	return encoding == NULL ? "" : encoding;
+}
+
+/*
  * See connection.h.
  */
 void
@@ -119,7 +131,7 @@ pos_pg_digest(PosConnection *connection, PosDigest *digest)
 										   quote_literal_cstr(pos_pg_position_snapshot(session, table))));
 	else
 		session->command = pos_digest_query(digest, &source,
-											GetDatabaseEncodingName());
+											pos_pg_encoding(session));
 	/* there are few buckets, however many the planner believes in */
 	if (wants_sums(digest))
 		session->command = psprintf("SET LOCAL enable_sort = off; %s", session->command);

@@ -47,4 +47,16 @@ for my $t (sort keys %k) {
 		is(p($m), 'ok|1|0|1|1|0', "$m by the log");
 	}
 }
+# Both sides have other encodings: then strings are hashed in a third form.
+$master->safe_psql('postgres', "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0");
+my $words = "CREATE TABLE word (k text PRIMARY KEY, n text)";
+$master->safe_psql('latin', "$words; INSERT INTO word SELECT 'stra' || chr(223) || 'e' || i, chr(252) || i FROM generate_series(1, 60) i; INSERT INTO word VALUES ('plain', 'plain')");
+here("$words; CREATE SERVER latin FOREIGN DATA WRAPPER possync_postgres OPTIONS (host '127.0.0.1', port '" . $master->port . "', dbname 'latin'); CREATE USER MAPPING FOR CURRENT_USER SERVER latin OPTIONS (user 'clerk', password 'secret'); SELECT * FROM possync_add_model('word', server => 'latin'); SELECT possync_set_model('word', on_delete => 'delete')");
+is(p('word'), 'ok|61|61|0|0|0', 'another encoding: all is here');
+is(p('word'), 'ok|61|0|0|0|0', 'another encoding: nothing is gone');
+is(here("SELECT count(*) FROM possync_compare('word')"), 0, 'another encoding: nothing differs');
+$master->safe_psql('latin', "DELETE FROM word WHERE k = 'stra' || chr(223) || 'e7'; UPDATE word SET n = chr(228) WHERE k = 'plain'");
+is(here("SELECT string_agg(difference, ', ' ORDER BY difference) FROM possync_compare('word')"), 'different, missing there', 'another encoding: what differs is told');
+is(p('word'), 'ok|60|0|1|1|0', 'another encoding: and pulled');
+
 done_testing();
