@@ -16,12 +16,15 @@
  */
 #include "possync.h"
 
+#include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "compare.h"
 #include "digest.h"
+#include "mb/pg_wchar.h"
 #include "sql.h"
 #include "store.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -321,6 +324,35 @@ next_local(Comparison *c, bool fetch)
 	MemoryContextSwitchTo(old);
 }
 
+/*
+ * Refuses to conclude anything from hashes that are not ours, as of a machine of
+ * another byte order: all rows would seem to be gone.
+ */
+static void
+check_hash(Comparison *c)
+{
+	Datum		hash;
+
+	if (c->model->remote_int)
+		hash = DirectFunctionCall2(hashint8extended,
+								   DirectFunctionCall1(int8in, CStringGetDatum(c->remote.key)),
+								   Int64GetDatum(0));
+	else if (pg_char_to_encoding(c->run->snapshot.encoding) == GetDatabaseEncoding())
+		hash = DirectFunctionCall2Coll(hashtextextended, C_COLLATION_OID,
+									   CStringGetTextDatum(c->remote.key),
+									   Int64GetDatum(0));
+	else
+		return;
+	if (DatumGetInt64(hash) != c->remote.number)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_ERROR),
+				 errmsg("server \"%s\" computes other hashes than we do",
+						c->run->tree->server),
+				 errdetail("Rows of table %s cannot be compared by them.",
+						   c->model->name),
+				 errhint("possync_set_model with on_delete => 'ignore' and change_columns lets it be pulled without.")));
+}
+
 static void
 next_remote(Comparison *c)
 {
@@ -330,6 +362,8 @@ next_remote(Comparison *c)
 	old = MemoryContextSwitchTo(c->remote_row);
 	c->has_remote = c->run->connection->ops->digest_next(c->run->connection,
 														 &c->remote);
+	if (c->has_remote)
+		check_hash(c);
 	MemoryContextSwitchTo(old);
 }
 

@@ -5,7 +5,7 @@
  * Two rows are equal if their columns have the same texts, by the types' output
  * functions under settings that both sides pin.  The hashes are those of hash
  * partitions, which have to be the same on every server.  They are not those of
- * machines of another byte order: there all rows differ and are read.
+ * machines of another byte order, which compare.c refuses.
  *
  * Strings of different encodings are hashed as hexadecimal UTF8.
  */
