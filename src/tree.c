@@ -639,6 +639,12 @@ pos_tree_check(PosTree *tree, PosModel *model)
 			sentences = lappend(sentences,
 								psprintf("column \"%s\" of table %s does not exist any more",
 										 model->fields[i].name, model->name));
+	if (model->on_delete == POS_DELETE_DEACTIVATE &&
+		get_attnum(model->relid, model->inactive_field) == InvalidAttrNumber)
+		sentences = lappend(sentences,
+							psprintf("column \"%s\" of table %s, which tells that a row is deactivated, does not exist any more; name another one with possync_set_model(%s, inactive_field => ...)",
+									 model->inactive_field, model->name,
+									 quote_literal_cstr(model->name)));
 	if (model->on_unknown == POS_IGNORE)
 		return sentences;
 	sentences = check_foreign_keys(tree, model, sentences);

@@ -139,6 +139,13 @@ is(here("SELECT active FROM product WHERE code = '$code'"), 'f', 'it is still he
 gone('ok|0|0|0|0', 'once');
 is(here("SELECT count(*) FROM possync_compare('barcode')"), 0, 'that is no difference');
 
+here('ALTER TABLE product ADD in_use boolean');
+here("SELECT * FROM possync_add_model('barcode', server => 'hq'); SELECT possync_set_field('product', 'in_use', copy => false)");
+here("SELECT possync_set_model('product', inactive_field => 'in_use', inactive_value => 'false'); ALTER TABLE product RENAME in_use TO used");
+here("SELECT * FROM possync_add_model('barcode', server => 'hq'); SELECT possync_set_field('product', 'used', copy => false)");
+like(here("SELECT error_detail FROM possync_pull('barcode')"), qr/column "in_use" of table product, which tells that a row is deactivated, does not exist any more/, 'a renamed column is missed before anything is done');
+here("ALTER TABLE product DROP used; SELECT * FROM possync_add_model('barcode', server => 'hq'); SELECT possync_set_model('product', inactive_field => 'active', inactive_value => 'false')");
+
 # A change that waits to be pushed is not taken away.
 here("SELECT possync_set_model('product', on_delete => 'delete'); SELECT possync_queue('product')");
 $code = there('SELECT max(code) FROM product');
