@@ -521,12 +521,15 @@ COMMENT ON FUNCTION @extschema@._possync_translations(smallint) IS 'internal: ho
 /*
  * _possync_linked
  *		Which local row is linked with which remote one, for those who may read
- *		the table, all of it; without what a push has not heard of yet.
+ *		the table, all of it; without what a push has not heard of yet.  The
+ *		cast keeps "model = constant" from spreading to the configuration: two
+ *		rows would be joined by a loop, which runs in one process only.
  */
 CREATE VIEW @extschema@._possync_linked WITH (security_barrier) AS
 SELECT t.* FROM @extschema@.synchronize_translation t
 WHERE EXISTS (SELECT FROM @extschema@.synchronize_model m
-			  WHERE m.id = t.model AND pg_catalog.has_table_privilege(m.relation, 'SELECT')
+			  WHERE m.id::integer = t.model::integer
+				AND pg_catalog.has_table_privilege(m.relation, 'SELECT')
 				AND NOT pg_catalog.row_security_active(m.relation))
   AND NOT EXISTS (SELECT FROM @extschema@.synchronize_batch b WHERE b.id = t.run);
 COMMENT ON VIEW @extschema@._possync_linked IS 'internal: links between rows of tables that the current user may read';
