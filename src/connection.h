@@ -7,7 +7,7 @@
  * format are, nothing outside its connection file learns of them.  One read
  * goes
  *
- *		pos_connection_get		a session, kept between runs
+ *		pos_connection_get		a session, kept between runs, see connection.c
  *		begin					snapshot; which tables changed since their position
  *		describe				both sides' columns compared, all mismatches listed
  *		digest, digest_next ...	hashes of rows, where both sides are compared
@@ -15,13 +15,13 @@
  *								are spared if begin found that nothing changed
  *		finish					snapshot released, session kept
  *
- * An error anywhere leaves the session to the transaction callback of its
- * connection file, which drops it unless it is known to be idle.  No function
- * here uses SPI or touches a local table.
+ * An error anywhere leaves the session to aborted, which closes what is not
+ * known to be idle.  No function here uses SPI or touches a local table.
  */
 #ifndef POSSYNC_CONNECTION_H
 #define POSSYNC_CONNECTION_H
 
+#include "compat.h"
 #include "datatype/timestamp.h"
 #include "foreign/foreign.h"
 #include "nodes/pg_list.h"
@@ -227,6 +227,14 @@ typedef struct PosDigestRow
 	char	   *content;		/* as a text; of a bucket: the sum */
 } PosDigestRow;
 
+/* What a session is doing */
+typedef enum PosUse
+{
+	POS_USE_NONE,
+	POS_USE_READING,			/* between begin and finish */
+	POS_USE_WRITING				/* between send and receive */
+} PosUse;
+
 /* What begin tells about the source */
 typedef struct PosSnapshot
 {
@@ -247,10 +255,30 @@ typedef struct PosConnectionOps
 	int			capabilities;
 
 	/*
-	 * Returns an open session for a user mapping, a kept one where there is
-	 * one.  Errors as the remote reports them.
+	 * Makes a session from the options of a server and a user mapping, in the
+	 * current memory context, which is its own.  Does not wait for the
+	 * remote.
 	 */
-	PosConnection *(*get) (ForeignServer *server, UserMapping *mapping);
+	PosConnection *(*make) (ForeignServer *server, UserMapping *mapping);
+
+	/*
+	 * Makes a session ready for a caller: one that is not connected connects,
+	 * if its kind has to.  Errors as the remote reports them.
+	 */
+	void		(*ready) (PosConnection *connection);
+
+	/* What a session is doing */
+	PosUse		(*use) (PosConnection *connection);
+
+	/* Frees what memory contexts do not, before the session goes. */
+	void		(*drop) (PosConnection *connection);
+
+	/*
+	 * A transaction of this nesting level or above has ended, by an abort if
+	 * it is a subtransaction; level 0: the outermost.  Ends what was begun in
+	 * it, closes what an error left in an unknown state.  Does not throw.
+	 */
+	void		(*ended) (PosConnection *connection, int level);
 
 	/*
 	 * Opens a snapshot and finds out which of the tables changed since their
@@ -345,13 +373,22 @@ typedef struct PosConnectionOps
 struct PosConnection
 {
 	const PosConnectionOps *ops;
-	ForeignServer *server;
+	ForeignServer *server;		/* without its options */
+	UserMapping *mapping;
 	bool		broken;			/* the read that was begun cannot go on */
+	MemoryContext context;		/* holds the session */
+	int			level;			/* transaction nesting level of begin */
+
+	/* bookkeeping of connection.c */
+	bool		invalid;		/* options changed: made anew at next get */
+	uint32		server_hash;
+	uint32		mapping_hash;
 };
 
 /* in connection.c */
 extern PosConnection *pos_connection_get(const char *servername);
 extern const PosConnectionOps *pos_connection_ops(const char *wrapper);
+pos_noreturn extern void pos_connection_in_use(PosConnection *connection);
 
 /* in connection_postgres.c */
 extern const PosConnectionOps pos_connection_postgres;

@@ -42,7 +42,11 @@ const PosConnectionOps pos_connection_postgres = {
 	.wrapper = "possync_postgres",
 	.capabilities = POS_CAP_SNAPSHOT | POS_CAP_CHANGED | POS_CAP_PARTS |
 	POS_CAP_WRITE | POS_CAP_DIGEST,
-	.get = pos_pg_session_get,
+	.make = pos_pg_session_make,
+	.ready = pos_pg_session_ready,
+	.use = pos_pg_session_use,
+	.drop = pos_pg_session_drop,
+	.ended = pos_pg_session_ended,
 	.begin = begin,
 	.describe = describe,
 	.digest = pos_pg_digest,
@@ -87,9 +91,9 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 	Attempt		attempt = ATTEMPT_LOST;
 
 	if (session->state == POS_PG_WRITING)
-		pos_pg_session_in_use(session);
+		pos_connection_in_use(connection);
 	pos_pg_session_enter(session);
-	session->level = GetCurrentTransactionNestLevel();
+	session->base.level = GetCurrentTransactionNestLevel();
 	session->received = 0;
 	for (int i = 0; i < ntables; i++)
 	{
@@ -104,7 +108,7 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 		bool		kept = session->state != POS_PG_CLOSED;
 
 		pos_pg_session_forget_read(session);
-		session->read_context = AllocSetContextCreate(session->context,
+		session->read_context = AllocSetContextCreate(session->base.context,
 													  "possync read",
 													  ALLOCSET_DEFAULT_SIZES);
 		old = MemoryContextSwitchTo(session->read_context);
@@ -459,7 +463,7 @@ receive_clock(PosPgSession *session)
 	if (session->source == NULL)
 	{
 		session->started = started;
-		session->source = MemoryContextStrdup(session->context,
+		session->source = MemoryContextStrdup(session->base.context,
 											  PQgetvalue(res, 0, 3));
 	}
 	else if (session->started != started)

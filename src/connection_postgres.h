@@ -3,7 +3,7 @@
  *		What the files of the PostgreSQL connection share.
  *
  * connection_postgres.c	the operations of connection.h
- * postgres_session.c		sessions: made, kept, dropped
+ * postgres_session.c		sessions: made, closed, cleaned up
  * postgres_options.c		options of servers and user mappings
  * postgres_wire.c			one libpq connection: connect, wait, errors
  * postgres_relation.c		what is known of remote tables
@@ -111,8 +111,6 @@ typedef struct PosPgPlan PosPgPlan;
 typedef struct PosPgSession
 {
 	PosConnection base;
-	MemoryContext context;		/* holds the session but for relations */
-	UserMapping *mapping;
 	PosPgOptions options;
 	const char **keywords;		/* for PQconnectStartParams */
 	const char **values;
@@ -162,18 +160,17 @@ typedef struct PosPgSession
 								 * that was lost */
 
 	/* bookkeeping of postgres_session.c */
-	bool		invalid;		/* options changed: connect anew at next get */
 	int			busy;			/* a function is at work, called at this
 								 * transaction nesting level; 0: none is */
-	int			level;			/* transaction nesting level of begin */
-	uint32		server_hash;
-	uint32		mapping_hash;
 } PosPgSession;
 
 /* in postgres_session.c */
-extern PosConnection *pos_pg_session_get(ForeignServer *server,
-										 UserMapping *mapping);
-pos_noreturn extern void pos_pg_session_in_use(PosPgSession *session);
+extern PosConnection *pos_pg_session_make(ForeignServer *server,
+										  UserMapping *mapping);
+extern void pos_pg_session_ready(PosConnection *connection);
+extern PosUse pos_pg_session_use(PosConnection *connection);
+extern void pos_pg_session_drop(PosConnection *connection);
+extern void pos_pg_session_ended(PosConnection *connection, int level);
 extern void pos_pg_session_close(PosPgSession *session);
 extern void pos_pg_session_end(PosPgSession *session, const char *command);
 extern bool pos_pg_session_drain(PosPgSession *session);

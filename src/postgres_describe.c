@@ -159,9 +159,9 @@ pos_pg_describe_result(PosPgSession *session, PosTable **tables, int ntables)
 		relation = make_relation(tables[i]->remote);
 		old = MemoryContextSwitchTo(relation->context);
 		fill_relation(relation, res, first, row);
-		MemoryContextSwitchTo(session->context);
+		MemoryContextSwitchTo(session->base.context);
 		session->relations = lappend(session->relations, relation);
-		MemoryContextSetParent(relation->context, session->context);
+		MemoryContextSetParent(relation->context, session->base.context);
 		MemoryContextSwitchTo(old);
 	}
 }

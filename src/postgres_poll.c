@@ -76,7 +76,7 @@ remember(PosPgSession *session, const char *name)
 
 	if (is_prepared(session, name))
 		return;
-	old = MemoryContextSwitchTo(session->context);
+	old = MemoryContextSwitchTo(session->base.context);
 	session->prepared = lappend(session->prepared, pstrdup(name));
 	MemoryContextSwitchTo(old);
 }
@@ -224,7 +224,7 @@ pos_pg_poll_remember(PosPgSession *session, PosTable **tables, int ntables,
 	uint64		names;
 	uint64		positions;
 	PosPgPolled *polled = find_polled(session, tables, ntables, &names, &positions);
-	MemoryContext old = MemoryContextSwitchTo(session->context);
+	MemoryContext old = MemoryContextSwitchTo(session->base.context);
 
 	if (polled == NULL)
 	{

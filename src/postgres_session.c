@@ -1,10 +1,6 @@
 /*
  * postgres_session.c
- *		The sessions of this backend with remote PostgreSQL servers.
- *
- * Owns their life: one for a user mapping and user, made on demand, kept over
- * transactions (a new connection costs a thousand times what a probe does),
- * dropped when options change or an error leaves it in an unknown state.
+ *		A session with a remote PostgreSQL: connected, used, closed.
  *
  * Nothing is left behind in a remote session but a read-only transaction that
  * ends with the read, and statements that mean the same to everybody (see
@@ -22,86 +18,76 @@
 
 #include "access/xact.h"
 #include "connection_postgres.h"
-#include "utils/builtins.h"
-#include "utils/hsearch.h"
-#include "utils/inval.h"
 #include "utils/memutils.h"
-#include "utils/syscache.h"
 
-/* PUBLIC's mapping serves many users, and each must be checked for himself */
-typedef struct SessionKey
-{
-	Oid			mapping;
-	Oid			user;
-} SessionKey;
-
-typedef struct SessionEntry
-{
-	SessionKey	key;			/* must be first */
-	PosPgSession *session;		/* NULL while it is being made */
-} SessionEntry;
-
-static HTAB *sessions = NULL;
-
-static void make_sessions(void);
-static PosPgSession *make_session(ForeignServer *server, UserMapping *mapping);
-static void drop_session(SessionEntry *entry);
-static void clean_up(int level);
-static void transaction_ended(XactEvent event, void *arg);
-static void subtransaction_ended(SubXactEvent event, SubTransactionId mine,
-								 SubTransactionId parent, void *arg);
-static void options_changed(Datum arg, int cacheid, uint32 hash);
-
-/*
- * Returns the connected session of a user mapping and its user; a kept one is
- * not asked if it is still alive.  Errors if it is in use.
- */
+/* See connection.h: make */
 PosConnection *
-pos_pg_session_get(ForeignServer *server, UserMapping *mapping)
+pos_pg_session_make(ForeignServer *server, UserMapping *mapping)
 {
-	SessionKey	key;
-	SessionEntry *entry;
-	bool		found;
+	PosPgSession *session = palloc0(sizeof(PosPgSession));
 
-	if (sessions == NULL)
-		make_sessions();
-
-	key.mapping = mapping->umid;
-	key.user = mapping->userid;
-	entry = hash_search(sessions, &key, HASH_ENTER, &found);
-	if (!found)
-		entry->session = NULL;
-
-	if (entry->session != NULL &&
-		(entry->session->state == POS_PG_OPEN ||
-		 entry->session->state == POS_PG_READING))
-		pos_pg_session_in_use(entry->session);
-
-	if (entry->session != NULL && entry->session->invalid &&
-		entry->session->state != POS_PG_WRITING)
-		drop_session(entry);
-	if (entry->session == NULL)
-		entry->session = make_session(server, mapping);
-
-	if (entry->session->state == POS_PG_CLOSED)
-	{
-		pos_pg_session_enter(entry->session);
-		pos_pg_connect(entry->session);
-		pos_pg_session_leave(entry->session);
-	}
-
-	return &entry->session->base;
+	session->state = POS_PG_CLOSED;
+	pos_pg_options_read(server, mapping, &session->options,
+						&session->keywords, &session->values);
+	return &session->base;
 }
 
-/* Raises the error of who needs a session that does something else. */
+/* See connection.h: ready */
 void
-pos_pg_session_in_use(PosPgSession *session)
+pos_pg_session_ready(PosConnection *connection)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_IN_USE),
-			 errmsg("connection to server \"%s\" is in use",
-					session->base.server->servername),
-			 errhint("A trigger or function called by a synchronization cannot start another one with the same server.")));
+	PosPgSession *session = (PosPgSession *) connection;
+
+	if (session->state != POS_PG_CLOSED)
+		return;
+	pos_pg_session_enter(session);
+	pos_pg_connect(session);
+	pos_pg_session_leave(session);
+}
+
+/* See connection.h: use */
+PosUse
+pos_pg_session_use(PosConnection *connection)
+{
+	switch (((PosPgSession *) connection)->state)
+	{
+		case POS_PG_OPEN:
+		case POS_PG_READING:
+			return POS_USE_READING;
+		case POS_PG_WRITING:
+			return POS_USE_WRITING;
+		default:
+			return POS_USE_NONE;
+	}
+}
+
+/* See connection.h: drop */
+void
+pos_pg_session_drop(PosConnection *connection)
+{
+	pos_pg_session_close((PosPgSession *) connection);
+}
+
+/* See connection.h: ended */
+void
+pos_pg_session_ended(PosConnection *connection, int level)
+{
+	PosPgSession *session = (PosPgSession *) connection;
+
+	if (session->busy >= Max(level, 1))
+	{
+		pos_pg_session_close(session);
+		pos_pg_session_leave(session);
+	}
+	else if (connection->level < level)
+		return;
+	else if (session->state == POS_PG_READING)
+		pos_pg_session_close(session);
+	else if (session->state == POS_PG_OPEN)
+	{
+		pos_pg_session_forget_read(session);
+		pos_pg_session_end(session, "ROLLBACK");
+	}
 }
 
 /*
@@ -189,171 +175,4 @@ void
 pos_pg_session_leave(PosPgSession *session)
 {
 	session->busy = 0;
-}
-
-/*
- * On first use in a backend: the table of sessions and the callbacks that
- * watch over it.
- */
-static void
-make_sessions(void)
-{
-	HASHCTL		ctl = {0};
-
-	ctl.keysize = sizeof(SessionKey);
-	ctl.entrysize = sizeof(SessionEntry);
-	sessions = hash_create("possync sessions", 8, &ctl,
-						   HASH_ELEM | HASH_BLOBS);
-
-	RegisterXactCallback(transaction_ended, NULL);
-	RegisterSubXactCallback(subtransaction_ended, NULL);
-	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, options_changed,
-								  (Datum) 0);
-	CacheRegisterSyscacheCallback(USERMAPPINGOID, options_changed, (Datum) 0);
-}
-
-/*
- * Makes a session that is not connected yet.
- */
-static PosPgSession *
-make_session(ForeignServer *server, UserMapping *mapping)
-{
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
-												  "possync session",
-												  ALLOCSET_SMALL_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(context);
-	PosPgSession *session = palloc0(sizeof(PosPgSession));
-
-	session->context = context;
-	session->base.ops = &pos_connection_postgres;
-	session->base.server = palloc0(sizeof(ForeignServer));
-	session->base.server->serverid = server->serverid;
-	session->base.server->fdwid = server->fdwid;
-	session->base.server->owner = server->owner;
-	session->base.server->servername = pstrdup(server->servername);
-	session->mapping = palloc0(sizeof(UserMapping));
-	session->mapping->umid = mapping->umid;
-	session->mapping->userid = mapping->userid;
-	session->mapping->serverid = mapping->serverid;
-	session->mapping->options = copyObject(mapping->options);
-	session->state = POS_PG_CLOSED;
-	session->server_hash =
-		GetSysCacheHashValue1(FOREIGNSERVEROID,
-							  ObjectIdGetDatum(server->serverid));
-	session->mapping_hash =
-		GetSysCacheHashValue1(USERMAPPINGOID, ObjectIdGetDatum(mapping->umid));
-	pos_pg_options_read(server, mapping, &session->options,
-						&session->keywords, &session->values);
-	MemoryContextSwitchTo(old);
-
-	/* complete, so nothing is left behind by an error above */
-	MemoryContextSetParent(context, CacheMemoryContext);
-
-	return session;
-}
-
-static void
-drop_session(SessionEntry *entry)
-{
-	pos_pg_session_close(entry->session);
-	MemoryContextDelete(entry->session->context);
-	entry->session = NULL;
-}
-
-/*
- * At the end of a transaction of a nesting level: closes what an error left
- * in an unknown state, ends what was begun in it.
- */
-static void
-clean_up(int level)
-{
-	HASH_SEQ_STATUS scan;
-	SessionEntry *entry;
-
-	hash_seq_init(&scan, sessions);
-	while ((entry = hash_seq_search(&scan)) != NULL)
-	{
-		PosPgSession *session = entry->session;
-
-		if (session == NULL)
-			continue;
-		if (session->busy >= Max(level, 1))
-		{
-			pos_pg_session_close(session);
-			pos_pg_session_leave(session);
-		}
-		else if (session->level < level)
-			continue;
-		else if (session->state == POS_PG_READING)
-			pos_pg_session_close(session);
-		else if (session->state == POS_PG_OPEN)
-		{
-			pos_pg_session_forget_read(session);
-			pos_pg_session_end(session, "ROLLBACK");
-		}
-	}
-}
-
-static void
-transaction_ended(XactEvent event, void *arg)
-{
-	switch (event)
-	{
-		case XACT_EVENT_COMMIT:
-		case XACT_EVENT_ABORT:
-		case XACT_EVENT_PREPARE:
-		case XACT_EVENT_PARALLEL_COMMIT:
-		case XACT_EVENT_PARALLEL_ABORT:
-			clean_up(0);
-			break;
-		case XACT_EVENT_PRE_COMMIT:
-		case XACT_EVENT_PARALLEL_PRE_COMMIT:
-		case XACT_EVENT_PRE_PREPARE:
-			break;
-	}
-}
-
-static void
-subtransaction_ended(SubXactEvent event, SubTransactionId mine,
-					 SubTransactionId parent, void *arg)
-{
-	int			level = GetCurrentTransactionNestLevel();
-
-	if (event == SUBXACT_EVENT_ABORT_SUB)
-		clean_up(level);
-	else if (event == SUBXACT_EVENT_COMMIT_SUB)
-	{
-		HASH_SEQ_STATUS scan;
-		SessionEntry *entry;
-
-		/* what was begun in it now belongs to its parent */
-		hash_seq_init(&scan, sessions);
-		while ((entry = hash_seq_search(&scan)) != NULL)
-		{
-			if (entry->session != NULL && entry->session->level >= level)
-				entry->session->level = level - 1;
-		}
-	}
-}
-
-/*
- * A session in use goes on to its end; the next get replaces it.
- */
-static void
-options_changed(Datum arg, int cacheid, uint32 hash)
-{
-	HASH_SEQ_STATUS scan;
-	SessionEntry *entry;
-
-	hash_seq_init(&scan, sessions);
-	while ((entry = hash_seq_search(&scan)) != NULL)
-	{
-		PosPgSession *session = entry->session;
-
-		if (session != NULL &&
-			(hash == 0 ||
-			 (cacheid == FOREIGNSERVEROID && session->server_hash == hash) ||
-			 (cacheid == USERMAPPINGOID && session->mapping_hash == hash)))
-			session->invalid = true;
-	}
 }

@@ -44,7 +44,7 @@ pos_pg_connect(PosPgSession *session)
 
 	Assert(session->state == POS_PG_CLOSED);
 
-	pos_pg_options_check(session->mapping, session->keywords,
+	pos_pg_options_check(session->base.mapping, session->keywords,
 						 session->values);
 
 	libpqsrv_connect_prepare();
@@ -82,7 +82,7 @@ pos_pg_connect(PosPgSession *session)
 	}
 
 	(void) PQsetErrorVerbosity(session->conn, PQERRORS_DEFAULT);
-	pos_pg_options_check_connected(session->mapping, session->conn);
+	pos_pg_options_check_connected(session->base.mapping, session->conn);
 
 	if (PQsetnonblocking(session->conn, 1) != 0)
 		connect_failed(session);

@@ -302,7 +302,7 @@ pos_pg_write_receive(PosConnection *connection)
 	PosPgSession *session = (PosPgSession *) connection;
 
 	pos_pg_session_enter(session);
-	session->level = GetCurrentTransactionNestLevel();
+	session->base.level = GetCurrentTransactionNestLevel();
 	if (!receive_steps(session, session->kept))
 	{
 		/* what was sent may have arrived before the connection was lost */
