@@ -34,13 +34,13 @@ ISOLATION_OPTS = --inputdir=test --load-extension=possync
 EXTRA_CLEAN = $(wildcard src/*.d) .built-for results output_iso \
 	regression.diffs regression.out
 
-PG_CPPFLAGS = -I$(libpq_srcdir) -MMD -MP
+PG_CPPFLAGS = -I$(libpq_srcdir) $(shell curl-config --cflags) -MMD -MP
 # Warnings are errors in make check only: another compiler has others.
 PG_CFLAGS = -Wall -Wextra $(if $(WERROR),-Werror) \
 	-Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers
 
 # Only what PostgreSQL looks up is exported; PostgreSQL 15 would export all.
-SHLIB_LINK = $(libpq) -Wl,--version-script=src/exports.map
+SHLIB_LINK = $(libpq) $(shell curl-config --libs) -Wl,--version-script=src/exports.map
 
 # Minor releases brought this check of connection options, so no version tells.
 ifneq ($(shell grep -l libpqsrv_check_proxy_conninfo_opts \

@@ -372,6 +372,44 @@ COMMENT ON FUNCTION @extschema@.possync_postgres_validator(text[], oid) IS 'chec
 CREATE FOREIGN DATA WRAPPER possync_postgres VALIDATOR @extschema@.possync_postgres_validator;
 COMMENT ON FOREIGN DATA WRAPPER possync_postgres IS 'possync: a remote PostgreSQL';
 
+CREATE FUNCTION @extschema@.possync_tryton_validator(text[], oid) RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
+COMMENT ON FUNCTION @extschema@.possync_tryton_validator(text[], oid) IS 'checks the options of possync_tryton servers and user mappings';
+
+CREATE FOREIGN DATA WRAPPER possync_tryton VALIDATOR @extschema@.possync_tryton_validator;
+COMMENT ON FOREIGN DATA WRAPPER possync_tryton IS 'possync: a Tryton server';
+
+/*
+ * _possync_remote: the name of a table's counterpart as its server understands it:
+ * remote, or a proposal where that is null.  Errors: invalid_parameter_value.
+ */
+CREATE FUNCTION @extschema@._possync_remote(server name, relation regclass, remote text) RETURNS text
+AS 'MODULE_PATHNAME', 'possync_remote_name' LANGUAGE C STABLE;
+COMMENT ON FUNCTION @extschema@._possync_remote(name, regclass, text) IS 'internal: the name of a remote table, checked or proposed';
+
+CREATE FUNCTION @extschema@._possync_tells_changes(server name) RETURNS boolean
+AS 'MODULE_PATHNAME', 'possync_tells_changes' LANGUAGE C STABLE STRICT;
+COMMENT ON FUNCTION @extschema@._possync_tells_changes(name) IS 'internal: whether a server tells what changed without change columns';
+
+/*
+ * possync_remote_models, possync_remote_fields
+ *		What a server has, for those who may use it.
+ *
+ * type is the one that a local column for the field would have, null if there is
+ * none; stored is false for what the server computes whenever it is read.  Errors:
+ * feature_not_supported where a kind of server cannot be asked, undefined_object
+ * (model), and what the server says.
+ */
+CREATE FUNCTION @extschema@.possync_remote_models(server name)
+RETURNS TABLE (model text, title text)
+AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
+COMMENT ON FUNCTION @extschema@.possync_remote_models(name) IS 'the tables or models that a server has';
+
+CREATE FUNCTION @extschema@.possync_remote_fields(server name, model text)
+RETURNS TABLE (field text, kind text, type regtype, refers_to text, required boolean, writable boolean, stored boolean, title text)
+AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
+COMMENT ON FUNCTION @extschema@.possync_remote_fields(name, text) IS 'the columns or fields of a table or model of a server';
+
 /* --- configuration functions (model, field, child) --- */
 
 /*
@@ -857,32 +895,6 @@ END $$;
 COMMENT ON FUNCTION @extschema@._possync_model(text) IS 'internal: the model of a name';
 
 /*
- * _possync_check_remote
- *		Accepts the name of a remote table as its server understands it.
- *
- * A remote PostgreSQL is given the name inside of queries: it has to be an
- * identifier and nothing else.  Errors: invalid_parameter_value.
- */
-CREATE FUNCTION @extschema@._possync_check_remote(remote text, server name)
-RETURNS void LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-	IF EXISTS (SELECT FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
-			   WHERE s.srvname = server AND w.fdwname <> 'possync_postgres') THEN
-		RETURN;
-	END IF;
-	IF cardinality(parse_ident(remote)) > 2 THEN
-		RAISE invalid_parameter_value;
-	END IF;
-EXCEPTION WHEN invalid_parameter_value THEN
-	RAISE invalid_parameter_value USING
-		MESSAGE = format('"%s" is not the name of a table', remote),
-		HINT = 'Write schema.table as in SQL, in double quotes where that has to be quoted.';
-END $$;
-COMMENT ON FUNCTION @extschema@._possync_check_remote(text, name) IS 'internal: accepts the name of a remote table';
-
-/*
  * _possync_check_table
  *		Refuses tables that cannot be synchronized, with an error that says
  *		what to do.
@@ -960,7 +972,7 @@ BEGIN
 		MESSAGE = CASE WHEN wrapper IS NULL THEN format('server "%s" does not exist', server)
 					   ELSE format('server "%s" belongs to foreign-data wrapper "%s", which is not one of possync''s',
 								   server, wrapper) END,
-		HINT = CASE WHEN wrapper IS NOT NULL THEN 'Use a server of the wrapper possync_postgres.'
+		HINT = CASE WHEN wrapper IS NOT NULL THEN 'Use a server of the wrapper possync_postgres or possync_tryton.'
 					ELSE coalesce(closest, 'Make one: CREATE SERVER ... FOREIGN DATA WRAPPER possync_postgres OPTIONS (...);') END;
 END $$;
 COMMENT ON FUNCTION @extschema@._possync_check_server(name) IS 'internal: refuses what is not a server of possync';
@@ -1068,20 +1080,21 @@ BEGIN
 	IF is_new THEN
 		PERFORM @extschema@._possync_check_table($1);
 		PERFORM @extschema@._possync_check_rights($1, $2);
-		PERFORM @extschema@._possync_check_remote($4, $2) WHERE $4 IS NOT NULL;
 		key := @extschema@._possync_key($1);
 		SELECT m.columns, m.reason INTO match_columns, match_reason
 		FROM @extschema@._possync_propose_match($1, key) m;
-		change := @extschema@._possync_propose_change($1, key);
+		IF @extschema@._possync_tells_changes($2) THEN
+			SELECT NULL::name[] AS columns, 'the server tells what changed' AS reason INTO change;
+		ELSE
+			change := @extschema@._possync_propose_change($1, key);
+		END IF;
 		note := match_reason || '; ' || change.reason;
 		INSERT INTO @extschema@.synchronize_model
 			(name, relation, server, remote, key_columns, on_unknown, change_columns, reason)
 		SELECT coalesce($3, @extschema@._possync_free_name($1, $2)), $1, $2,
-			   coalesce($4, format('%I.%I', n.nspname, c.relname)), key,
+			   @extschema@._possync_remote($2, $1, $4), key,
 			   CASE WHEN match_columns IS NULL THEN 'create' ELSE 'match_create' END,
 			   change.columns::text[], note
-		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.oid = $1
 		RETURNING synchronize_model.id INTO id;
 	ELSIF NOT pg_has_role((SELECT c.relowner FROM pg_class c WHERE c.oid = $1), 'USAGE') THEN
 		RETURN;
@@ -1291,7 +1304,8 @@ COMMENT ON FUNCTION @extschema@._possync_add_tree(regclass, name, text, text, sm
  * relation	the table; a partitioned table stands for its partitions
  * server	a server of one of possync's wrappers
  * name		name of the model; by default the table's
- * remote	the remote table; by default schema and name of the local one
+ * remote	the remote table; by default the name of the local one, as the server
+ *			writes it
  *
  * Returns one row for every model of the tree, and one with role 'left out'
  * for every child that cannot take part.  Tables that the server has already
@@ -1554,7 +1568,7 @@ BEGIN
 			HINT = 'Choose another name.';
 	END IF;
 	IF $3 IS NOT NULL THEN
-		PERFORM @extschema@._possync_check_remote($3, old.server);
+		PERFORM @extschema@._possync_remote(old.server, old.relation, $3);
 	END IF;
 	IF $4 NOT IN ('match_create', 'match', 'create', 'ignore') THEN
 		RAISE invalid_parameter_value USING

@@ -20,6 +20,7 @@
 
 static const PosConnectionOps *const kinds[] = {
 	&pos_connection_postgres,
+	&pos_connection_tryton,
 };
 
 /* PUBLIC's mapping serves many users, and each must be checked for himself */

@@ -29,8 +29,8 @@
 /* What a connection is able to do; callers ask a bit, never the kind. */
 #define POS_CAP_SNAPSHOT	0x01	/* all tables of one read are seen at one
 									 * moment */
-#define POS_CAP_CHANGED		0x02	/* can read only what changed since a
-									 * position */
+#define POS_CAP_CHANGED		0x02	/* tells what changed since a position
+									 * without change columns */
 #define POS_CAP_PARTS		0x08	/* can read tables in parts, see limit */
 #define POS_CAP_WRITE		0x04	/* rows can be written, and keys made
 									 * ahead */
@@ -227,6 +227,26 @@ typedef struct PosDigestRow
 	char	   *content;		/* as a text; of a bucket: the sum */
 } PosDigestRow;
 
+/* A remote table, or what the kind calls so, as somebody may want to know it */
+typedef struct PosRemoteModel
+{
+	char	   *name;
+	char	   *title;			/* as people call it, or NULL */
+} PosRemoteModel;
+
+/* A column of one */
+typedef struct PosRemoteField
+{
+	char	   *name;
+	char	   *kind;			/* the remote's name of its type */
+	Oid			type;			/* what that is here; InvalidOid: nothing */
+	char	   *refers_to;		/* remote table, or NULL */
+	bool		required;
+	bool		writable;
+	bool		stored;			/* not computed whenever it is read */
+	char	   *title;			/* as people call it, or NULL */
+} PosRemoteField;
+
 /* What a session is doing */
 typedef enum PosUse
 {
@@ -253,6 +273,17 @@ typedef struct PosConnectionOps
 {
 	const char *wrapper;		/* the foreign data wrapper it serves */
 	int			capabilities;
+	const char *naming;			/* hint: how names of remote tables are
+								 * written */
+
+	/* Whether a text can be the name of a remote table. */
+	bool		(*accepts) (const char *remote);
+
+	/*
+	 * Returns the name that the counterpart of a local table is likely to
+	 * have.
+	 */
+	char	   *(*propose) (const char *schema, const char *table);
 
 	/*
 	 * Makes a session from the options of a server and a user mapping, in the
@@ -365,6 +396,15 @@ typedef struct PosConnectionOps
 	/* Closes a session in which steps were sent whose answer nobody awaits. */
 	void		(*abandon) (PosConnection *connection);
 
+	/*
+	 * Returns lists of PosRemoteModel and, for one of them, of
+	 * PosRemoteField, in the current memory context.  Errors with
+	 * undefined_object if there is no such table.  NULL where a kind cannot
+	 * tell.
+	 */
+	List	   *(*models) (PosConnection *connection);
+	List	   *(*fields) (PosConnection *connection, const char *remote);
+
 	/* Bytes received since begin or send */
 	uint64		(*received) (PosConnection *connection);
 } PosConnectionOps;
@@ -392,5 +432,8 @@ pos_noreturn extern void pos_connection_in_use(PosConnection *connection);
 
 /* in connection_postgres.c */
 extern const PosConnectionOps pos_connection_postgres;
+
+/* in connection_tryton.c */
+extern const PosConnectionOps pos_connection_tryton;
 
 #endif							/* POSSYNC_CONNECTION_H */

@@ -17,6 +17,7 @@
 #include "connection_postgres.h"
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
+#include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -29,6 +30,8 @@ typedef enum Attempt
 	ATTEMPT_STALE				/* what we know of the tables is out of date */
 } Attempt;
 
+static bool accepts(const char *remote);
+static char *propose(const char *schema, const char *table);
 static void begin(PosConnection *connection, PosTable **tables, int ntables,
 				  PosSnapshot *snapshot);
 static List *describe(PosConnection *connection, PosTable **tables,
@@ -40,8 +43,11 @@ static uint64 received(PosConnection *connection);
 
 const PosConnectionOps pos_connection_postgres = {
 	.wrapper = "possync_postgres",
-	.capabilities = POS_CAP_SNAPSHOT | POS_CAP_CHANGED | POS_CAP_PARTS |
-	POS_CAP_WRITE | POS_CAP_DIGEST,
+	.capabilities = POS_CAP_SNAPSHOT | POS_CAP_PARTS | POS_CAP_WRITE |
+	POS_CAP_DIGEST,
+	.naming = "Write schema.table as in SQL, in double quotes where that has to be quoted.",
+	.accepts = accepts,
+	.propose = propose,
 	.make = pos_pg_session_make,
 	.ready = pos_pg_session_ready,
 	.use = pos_pg_session_use,
@@ -82,6 +88,18 @@ static bool skip_header(PosPgSession *session, char **row, int *len);
 /*
  * The operations; connection.h says what each is for.
  */
+static bool
+accepts(const char *remote)
+{
+	return pos_pg_is_name(remote);
+}
+
+static char *
+propose(const char *schema, const char *table)
+{
+	return quote_qualified_identifier(schema, table);
+}
+
 static void
 begin(PosConnection *connection, PosTable **tables, int ntables,
 	  PosSnapshot *snapshot)

@@ -209,6 +209,7 @@ extern PosPgAttribute *pos_pg_attribute(PosPgRelation *relation,
 extern void pos_pg_relation_forget(PosPgSession *session);
 
 /* in postgres_describe.c */
+extern bool pos_pg_is_name(const char *remote);
 extern void pos_pg_describe_query(StringInfo sql, PosTable **tables,
 								  int ntables);
 extern void pos_pg_describe_result(PosPgSession *session, PosTable **tables,

@@ -48,6 +48,13 @@ has_kept(PosModel *model)
 							 1, types, values, NULL) > 0;
 }
 
+/* Whether the remote tells what changed without being told how. */
+static bool
+tells_changes(PosRun *run)
+{
+	return (run->connection->ops->capabilities & POS_CAP_CHANGED) != 0;
+}
+
 /* Decides, before the remote's snapshot is taken, which models are compared. */
 void
 pos_drift_plan(PosRun *run)
@@ -68,7 +75,7 @@ pos_drift_plan(PosRun *run)
 			model->compare = POS_COMPARE_KEYS;
 		/* without a source it has not been read as it is configured now */
 		if (!run->anew && model->source != NULL &&
-			(run->compare || model->nchange == 0))
+			(run->compare || (model->nchange == 0 && !tells_changes(run))))
 			model->compare = POS_COMPARE_ROWS;
 		if (run->compare ||
 			(model->compare != POS_COMPARE_NOTHING &&

@@ -276,6 +276,40 @@ pos_pg_describe_changes(PosPgSession *session, PosTable *table)
 	return NULL;
 }
 
+/* Returns what follows an identifier, NULL if there is none. */
+static const char *
+skip_identifier(const char *p)
+{
+	const char *start = p;
+
+	if (*p != '"')
+	{
+		if (!isalpha((unsigned char) *p) && *p != '_' && !IS_HIGHBIT_SET(*p))
+			return NULL;
+		while (isalnum((unsigned char) *p) || *p == '_' || *p == '$' || IS_HIGHBIT_SET(*p))
+			p++;
+		return p;
+	}
+	for (p++; *p != '\0'; p++)
+		if (*p == '"' && *++p != '"')
+			return p == start + 2 ? NULL : p;
+	return NULL;
+}
+
+/*
+ * Whether a text is schema.table or a table alone, and nothing else: it stands in
+ * queries.
+ */
+bool
+pos_pg_is_name(const char *remote)
+{
+	const char *end = skip_identifier(remote);
+
+	if (end != NULL && *end == '.')
+		end = skip_identifier(end + 1);
+	return end != NULL && *end == '\0';
+}
+
 /*
  * Splits schema.table as the remote would; a name alone is one in public.
  */

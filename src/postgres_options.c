@@ -11,8 +11,6 @@
  */
 #include "postgres.h"
 
-#include <math.h>
-
 #include "access/reloptions.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_user_mapping.h"
@@ -22,9 +20,8 @@
 #include "libpq/libpq-be-fe-helpers.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "utils/guc.h"
+#include "options.h"
 #include "utils/memutils.h"
-#include "utils/varlena.h"
 
 /* In milliseconds */
 #define DEFAULT_CONNECT_TIMEOUT 10000
@@ -32,24 +29,11 @@
 #define DEFAULT_OVERLAP 600000
 #define DEFAULT_SWEEP 3600000
 
-/* An option further away than this is no hint */
-#define MAX_HINT_DISTANCE 4
-
-typedef struct Option
-{
-	const char *keyword;
-	Oid			catalog;		/* on what it may be set */
-	bool		libpq;
-} Option;
-
-static Option *options = NULL;	/* ends with a NULL keyword */
+static PosOption *options = NULL;
 
 static void load_options(void);
 static bool hidden(const PQconninfoOption *option);
-static const Option *find_option(const char *keyword, Oid catalog);
-pos_noreturn static void report_unknown(const char *keyword, Oid catalog);
 static bool is_time(const char *keyword);
-static int	parse_time(DefElem *def);
 static void check_superuser_only(DefElem *def);
 static bool has_password(UserMapping *mapping);
 static bool password_required(UserMapping *mapping);
@@ -66,15 +50,15 @@ possync_postgres_validator(PG_FUNCTION_ARGS)
 	Oid			catalog = PG_GETARG_OID(1);
 	ListCell   *lc;
 
+	load_options();
 	foreach(lc, list)
 	{
 		DefElem    *def = (DefElem *) lfirst(lc);
 
-		if (find_option(def->defname, catalog) == NULL)
-			report_unknown(def->defname, catalog);
+		pos_option_check(options, def->defname, catalog);
 
 		if (is_time(def->defname))
-			(void) parse_time(def);
+			(void) pos_option_time(def);
 		else if (strcmp(def->defname, "keep_connections") == 0)
 			(void) defGetBoolean(def);
 		else
@@ -112,19 +96,20 @@ pos_pg_options_read(ForeignServer *server, UserMapping *mapping,
 	foreach(lc, list)
 	{
 		DefElem    *def = (DefElem *) lfirst(lc);
-		const Option *option = find_option(def->defname, InvalidOid);
+		const PosOption *option = pos_option_find(options, def->defname,
+												  InvalidOid);
 
 		if (strcmp(def->defname, "connect_timeout") == 0)
-			result->connect_timeout = parse_time(def);
+			result->connect_timeout = pos_option_time(def);
 		else if (strcmp(def->defname, "statement_timeout") == 0)
-			result->statement_timeout = parse_time(def);
+			result->statement_timeout = pos_option_time(def);
 		else if (strcmp(def->defname, "overlap") == 0)
-			result->overlap = parse_time(def);
+			result->overlap = pos_option_time(def);
 		else if (strcmp(def->defname, "sweep") == 0)
-			result->sweep = parse_time(def);
+			result->sweep = pos_option_time(def);
 		else if (strcmp(def->defname, "keep_connections") == 0)
 			result->keep_connections = defGetBoolean(def);
-		else if (option != NULL && option->libpq)
+		else if (option != NULL && option->passed_on)
 		{
 			(*keywords)[n] = pstrdup(def->defname);
 			(*values)[n++] = pstrdup(defGetString(def));
@@ -191,7 +176,7 @@ pos_pg_options_check_connected(UserMapping *mapping, PGconn *conn)
 static void
 load_options(void)
 {
-	static const Option own[] = {
+	static const PosOption own[] = {
 		{"statement_timeout", ForeignServerRelationId, false},
 		{"overlap", ForeignServerRelationId, false},
 		{"sweep", ForeignServerRelationId, false},
@@ -203,7 +188,7 @@ load_options(void)
 		{"sslkey", UserMappingRelationId, true},
 	};
 	PQconninfoOption *defaults;
-	Option	   *list;
+	PosOption  *list;
 	int			n = 0;
 
 	if (options != NULL)
@@ -218,8 +203,8 @@ load_options(void)
 
 	for (PQconninfoOption *option = defaults; option->keyword; option++)
 		n++;
-	list = (Option *) MemoryContextAllocZero(TopMemoryContext,
-											 sizeof(Option) * (n + lengthof(own) + 1));
+	list = (PosOption *) MemoryContextAllocZero(TopMemoryContext,
+												sizeof(PosOption) * (n + lengthof(own) + 1));
 	n = 0;
 	for (PQconninfoOption *option = defaults; option->keyword; option++)
 	{
@@ -230,7 +215,7 @@ load_options(void)
 		list[n].catalog = (strcmp(option->keyword, "user") == 0 ||
 						   strchr(option->dispchar, '*') != NULL) ?
 			UserMappingRelationId : ForeignServerRelationId;
-		list[n++].libpq = true;
+		list[n++].passed_on = true;
 	}
 	memcpy(&list[n], own, sizeof(own));
 	PQconninfoFree(defaults);
@@ -251,66 +236,6 @@ hidden(const PQconninfoOption *option)
 		strncmp(option->keyword, "oauth_", strlen("oauth_")) == 0;
 }
 
-/*
- * Returns the option of this name that may be set on objects of a catalog,
- * InvalidOid for any of them; NULL if there is none.
- */
-static const Option *
-find_option(const char *keyword, Oid catalog)
-{
-	load_options();
-	for (const Option *option = options; option->keyword; option++)
-	{
-		if (strcmp(option->keyword, keyword) == 0 &&
-			(catalog == InvalidOid || option->catalog == catalog))
-			return option;
-	}
-
-	return NULL;
-}
-
-static void
-report_unknown(const char *keyword, Oid catalog)
-{
-	const char *closest = NULL;
-	int			distance = MAX_HINT_DISTANCE + 1;
-	bool		any = false;
-
-	for (const Option *option = options; option->keyword; option++)
-	{
-		int			d;
-
-		if (option->catalog != catalog)
-			continue;
-		any = true;
-
-		/* the function refuses longer strings */
-		if (strlen(keyword) > NAMEDATALEN)
-			continue;
-		d = varstr_levenshtein_less_equal(keyword, strlen(keyword),
-										  option->keyword,
-										  strlen(option->keyword),
-										  1, 1, 1, distance - 1, true);
-		if (d < distance && d <= strlen(keyword) / 2)
-		{
-			distance = d;
-			closest = option->keyword;
-		}
-	}
-
-	ereport(ERROR,
-			(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
-			 errmsg("invalid option \"%s\"", keyword),
-			 catalog != UserMappingRelationId &&
-			 find_option(keyword, UserMappingRelationId) != NULL ?
-			 errhint("It belongs to the user mapping.") :
-			 catalog == UserMappingRelationId &&
-			 find_option(keyword, ForeignServerRelationId) != NULL ?
-			 errhint("It belongs to the server.") :
-			 closest ? errhint("Perhaps you meant the option \"%s\".", closest) :
-			 any ? 0 : errhint("There are no valid options in this context.")));
-}
-
 static bool
 is_time(const char *keyword)
 {
@@ -318,37 +243,6 @@ is_time(const char *keyword)
 		strcmp(keyword, "statement_timeout") == 0 ||
 		strcmp(keyword, "overlap") == 0 ||
 		strcmp(keyword, "sweep") == 0;
-}
-
-/*
- * Reads a time, in seconds as libpq's or with a unit of its own.  Returns
- * milliseconds, rounded up: zero means no limit and must be written so.
- */
-static int
-parse_time(DefElem *def)
-{
-	char	   *value = defGetString(def);
-	const char *hint = NULL;
-	double		seconds;
-
-	if (!parse_real(value, &seconds, GUC_UNIT_S, &hint))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid value for option \"%s\": %s",
-						def->defname, value),
-				 errhint("Give seconds, or a number with one of the units \"us\", \"ms\", \"s\", \"min\", \"h\", and \"d\".")));
-	if (seconds < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"%s\" must not be negative", def->defname)));
-	if (!(seconds * 1000 <= INT_MAX))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("value of option \"%s\" is too large: %s",
-						def->defname, value),
-				 errhint("The largest one is %d days.", INT_MAX / 86400000)));
-
-	return (int) ceil(seconds * 1000 - 1e-6);
 }
 
 /*
