@@ -199,6 +199,17 @@ pos_batch_load_open(PosRun *run)
 	SPI_freetuptable(SPI_tuptable);
 }
 
+/* Returns an array of keys, int8[] or text[]. */
+static Datum
+key_array(bool is_int, int n, Datum *keys)
+{
+	return PointerGetDatum(is_int ?
+						   construct_array(keys, n, INT8OID, 8, FLOAT8PASSBYVAL,
+										   TYPALIGN_DOUBLE) :
+						   construct_array(keys, n, TEXTOID, -1, false,
+										   TYPALIGN_INT));
+}
+
 /* Remembers which rows of a model got their keys in batches still open. */
 static void
 remember_unsure(PosPush *push, PosModel *model, PosBatch *batch)
@@ -220,12 +231,7 @@ remember_unsure(PosPush *push, PosModel *model, PosBatch *batch)
 	push->sent_again = true;
 	unsure = palloc(sizeof(PosUnsure));
 	unsure->model = model;
-	unsure->keys =
-		PointerGetDatum(is_int ?
-						construct_array(keys, n, INT8OID, 8, FLOAT8PASSBYVAL,
-										TYPALIGN_DOUBLE) :
-						construct_array(keys, n, TEXTOID, -1, false,
-										TYPALIGN_INT));
+	unsure->keys = key_array(is_int, n, keys);
 	batch->unsure = lappend(batch->unsure, unsure);
 }
 
@@ -252,6 +258,27 @@ take_over(PosBatch *batch)
 						  " WHERE model = $2 AND local_key_text = ANY ($3)",
 						  3, types, values, NULL);
 	}
+}
+
+/* Rows of a model that are translated into one remote key are so into another. */
+void
+pos_batch_learn(PosModel *model, int n, Datum *given, Datum *got)
+{
+	Oid			array = model->remote_int ? INT8ARRAYOID : TEXTARRAYOID;
+	Oid			types[] = {INT2OID, array, array};
+	Datum		values[] = {
+		Int16GetDatum(model->id), key_array(model->remote_int, n, given),
+		key_array(model->remote_int, n, got)
+	};
+
+	pos_store_execute(model->remote_int ?
+					  "UPDATE @.synchronize_translation SET remote_key = k.got"
+					  " FROM unnest($2, $3) k (given, got)"
+					  " WHERE model = $1 AND remote_key = k.given" :
+					  "UPDATE @.synchronize_translation SET remote_key_text = k.got"
+					  " FROM unnest($2, $3) k (given, got)"
+					  " WHERE model = $1 AND remote_key_text = k.given",
+					  3, types, values, NULL);
 }
 
 /* Notes that a batch is on its way: translations of this run are not sure. */

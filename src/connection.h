@@ -35,6 +35,9 @@
 #define POS_CAP_WRITE		0x04	/* rows can be written, and keys made
 									 * ahead */
 #define POS_CAP_DIGEST		0x10	/* can tell hashes of rows, see digest.h */
+#define POS_CAP_LATE_KEYS	0x20	/* keys of rows are known once they are
+									 * inserted: those made before stand for
+									 * them until then, see settled */
 
 /* In which form a column is delivered */
 typedef enum PosForm
@@ -190,7 +193,9 @@ typedef struct PosStep
 	int			nanswers;
 	int		   *row;			/* MATCH: to which row an answer belongs, from
 								 * 0 */
-	char	  **answers;
+	char	  **answers;		/* INSERT, if keys are late: the keys that
+								 * rows got */
+	char	  **given;			/* which had been sent under these */
 	const char *blamed;			/* EXPECT: the n of a row that it failed for */
 } PosStep;
 
@@ -395,6 +400,13 @@ typedef struct PosConnectionOps
 
 	/* Closes a session in which steps were sent whose answer nobody awaits. */
 	void		(*abandon) (PosConnection *connection);
+
+	/*
+	 * If keys are late: whether a row sent under this key, about which
+	 * nothing was heard, and which is not found at the remote, is not going
+	 * to appear there any more.
+	 */
+	bool		(*settled) (PosConnection *connection, const char *key);
 
 	/*
 	 * Returns lists of PosRemoteModel and, for one of them, of

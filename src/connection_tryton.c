@@ -28,11 +28,12 @@ static void begin(PosConnection *connection, PosTable **tables, int ntables,
 static void request(PosConnection *connection, PosTable **tables, int ntables);
 static bool next(PosConnection *connection, Datum *values, bool *nulls);
 static void finish(PosConnection *connection);
+static List *expect(PosConnection *connection, PosTable **tables, int ntables);
 static uint64 received(PosConnection *connection);
 
 const PosConnectionOps pos_connection_tryton = {
 	.wrapper = "possync_tryton",
-	.capabilities = POS_CAP_CHANGED,
+	.capabilities = POS_CAP_CHANGED | POS_CAP_WRITE | POS_CAP_LATE_KEYS,
 	.naming = "Write the model as Tryton does, as product.template, and what a many2many field links as product.template:categories.",
 	.accepts = accepts,
 	.propose = propose,
@@ -46,6 +47,12 @@ const PosConnectionOps pos_connection_tryton = {
 	.request = request,
 	.next = next,
 	.finish = finish,
+	.expect = expect,
+	.send = pos_tryton_write_send,
+	.pump = pos_tryton_write_pump,
+	.receive = pos_tryton_write_receive,
+	.abandon = pos_tryton_write_abandon,
+	.settled = pos_tryton_settled,
 	.models = pos_tryton_list_models,
 	.fields = pos_tryton_list_fields,
 	.received = received,
@@ -99,8 +106,10 @@ ready(PosConnection *connection)
 static PosUse
 use(PosConnection *connection)
 {
-	return ((PosTrytonSession *) connection)->read_context != NULL ?
-		POS_USE_READING : POS_USE_NONE;
+	PosTrytonSession *session = (PosTrytonSession *) connection;
+
+	return session->read_context != NULL ? POS_USE_READING :
+		session->steps != NULL ? POS_USE_WRITING : POS_USE_NONE;
 }
 
 static void
@@ -245,6 +254,18 @@ finish(PosConnection *connection)
 
 	pos_http_cancel(session->http);
 	end_read(session);
+}
+
+static List *
+expect(PosConnection *connection, PosTable **tables, int ntables)
+{
+	PosTrytonSession *session = (PosTrytonSession *) connection;
+
+	pos_tryton_enter(session);
+	connection->level = GetCurrentTransactionNestLevel();
+	pos_tryton_open(session);
+	pos_tryton_leave(session);
+	return pos_tryton_describe(connection, tables, ntables);
 }
 
 static uint64

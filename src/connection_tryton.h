@@ -10,6 +10,10 @@
  * tryton_value.c		the remote's values as ours
  * tryton_position.c	up to where a model has been read
  * tryton_page.c		rows, page by page
+ * tryton_write.c		the other direction: rows sent
+ * tryton_create.c		those that are new
+ * tryton_match.c		rows looked for by their values
+ * tryton_json.c		our values as the remote's
  * tryton_digest.c		hashes of rows
  *
  * Nobody else includes this file.
@@ -34,6 +38,7 @@ typedef struct PosTrytonOptions
 	int			overlap;		/* milliseconds */
 	int			sweep;			/* milliseconds; 0: never */
 	int			page_size;		/* rows of an answer */
+	int			batch_size;		/* rows of a call that makes some */
 } PosTrytonOptions;
 
 /* A field as fields_get tells */
@@ -42,6 +47,8 @@ typedef struct PosTrytonField
 	char	   *name;
 	char	   *type;			/* Tryton's name of it */
 	char	   *relation;		/* the model that it refers to, or NULL */
+	char	   *inverse;		/* of a list: the field there that refers to
+								 * us, or NULL */
 	char	   *string;			/* its label */
 	bool		required;
 	bool		readonly;
@@ -94,6 +101,9 @@ typedef struct PosTrytonCall
 	StringInfoData body;
 } PosTrytonCall;
 
+/* Provisional keys: milliseconds since 2000, and a number of so many bits */
+#define POS_TRYTON_KEY_BITS 20
+
 typedef struct PosTrytonSession
 {
 	PosConnection base;
@@ -128,8 +138,32 @@ typedef struct PosTrytonSession
 	int			ntables;
 	int			current;
 
+	/* of a write */
+	PosStep   **steps;
+	int			nsteps;
+	bool	   *pending;		/* see connection.h; NULL: no write */
+
 	struct PosTrytonDigest *digest;
 } PosTrytonSession;
+
+/* All that is written at once */
+typedef struct PosTrytonWrite
+{
+	PosTrytonSession *session;
+	struct HTAB *rows;			/* new rows by their provisional keys */
+	List	   *all;			/* new rows, in the order of the steps */
+	List	   *links;			/* PosTrytonLink, likewise */
+} PosTrytonWrite;
+
+/* A row of a link table */
+typedef struct PosTrytonLink
+{
+	PosStep    *step;
+	int			row;
+	char	   *field;
+	int64		origin;
+	int64		target;
+} PosTrytonLink;
 
 /* in tryton_options.c */
 extern void pos_tryton_options_read(ForeignServer *server, UserMapping *mapping,
@@ -151,6 +185,7 @@ extern JsonbValue *pos_tryton_get(JsonbContainer *object, const char *key,
 								  JsonbValue *value);
 extern bool pos_tryton_integer(JsonbValue *value, int64 *result);
 extern char *pos_tryton_string(JsonbValue *value);
+extern char *pos_tryton_text(JsonbContainer *object, const char *key);
 pos_noreturn extern void pos_tryton_odd(PosTrytonSession *session);
 
 /* in tryton_model.c */
@@ -158,6 +193,10 @@ extern PosTrytonModel *pos_tryton_model(PosTrytonSession *session,
 										const char *name);
 extern PosTrytonField *pos_tryton_field(PosTrytonSession *session,
 										const char *model, const char *path);
+extern PosTrytonField *pos_tryton_column(PosTrytonSession *session,
+										 const char *model, const char *path);
+extern const char *pos_tryton_inverse(PosTrytonSession *session, const char *parent,
+									  const char *child, const char *by);
 extern bool pos_tryton_is_link(const char *remote, char **model, char **field);
 extern void pos_tryton_models_forget(PosTrytonSession *session);
 extern List *pos_tryton_describe(PosConnection *connection, PosTable **tables,
@@ -190,6 +229,40 @@ extern PosTrytonPages *pos_tryton_pages(PosTable *table, const char *domain,
 										const char *fields, int size);
 extern bool pos_tryton_next(PosTrytonSession *session, PosTrytonPages *pages,
 							JsonbContainer **row, int64 *link);
+
+/* in tryton_write.c */
+extern void pos_tryton_write_send(PosConnection *connection, PosStep **steps,
+								  int nsteps, bool *pending);
+extern void pos_tryton_write_pump(PosConnection *connection);
+extern void pos_tryton_write_receive(PosConnection *connection);
+extern void pos_tryton_write_abandon(PosConnection *connection);
+extern bool pos_tryton_settled(PosConnection *connection, const char *key);
+
+extern int64 pos_tryton_key(JsonbContainer *row, const char *name);
+extern JsonbContainer *pos_tryton_rows(PosStep *step);
+extern JsonbContainer *pos_tryton_row(JsonbContainer *rows, int i);
+extern Jsonb *pos_tryton_change(PosTrytonWrite *w, const char *model,
+								const char *method, const char *params);
+extern void pos_tryton_append_value(PosTrytonWrite *w, StringInfo buf,
+									const char *model, const char *column,
+									const char *text);
+extern void pos_tryton_change_links(PosTrytonWrite *w, const char *model,
+									List *links, const char *command);
+
+/* in tryton_create.c */
+extern void pos_tryton_create_begin(PosTrytonWrite *w);
+extern void pos_tryton_create_take(PosTrytonWrite *w, PosStep *step);
+extern void pos_tryton_create(PosTrytonWrite *w);
+extern int64 pos_tryton_id(PosTrytonWrite *w, int64 key);
+extern int64 pos_tryton_key_age(int64 key);
+
+/* in tryton_match.c */
+extern void pos_tryton_match(PosTrytonSession *session, PosStep *step);
+extern void pos_tryton_expect(PosTrytonSession *session, PosStep *step);
+
+/* in tryton_json.c */
+extern void pos_tryton_append_json(StringInfo buf, PosTrytonField *field,
+								   const char *text);
 
 /* in tryton_digest.c */
 extern void pos_tryton_digest(PosConnection *connection, PosDigest *digest);

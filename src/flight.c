@@ -107,6 +107,7 @@ pos_flight_land(PosPush *push)
 		flight->counted = true;
 	}
 	pos_fault_point("push written");
+	pos_keys_learn(flight->run, &flight->steps);
 	pos_batch_confirm(flight->run, &flight->batch);
 	pos_progress_rows(flight->batch.nentries, push->received);
 	pos_quarantine_arrived(flight->run, flight->batch.ntxids,

@@ -39,6 +39,16 @@ pos_keys_is_made(PosField *field)
 	return !field->copy && field->supplier == NULL && field->fixed == NULL;
 }
 
+/* Whether any column of a model's key is. */
+bool
+pos_keys_are_made(PosModel *model)
+{
+	for (int i = 0; i < model->nkey; i++)
+		if (pos_keys_is_made(model->key[i]))
+			return true;
+	return false;
+}
+
 static int
 count_made(PosModel *model)
 {
@@ -208,4 +218,32 @@ pos_keys_next(PosRun *run, PosModel *model)
 						model->remote),
 				 errhint("Its sequence has fallen behind its rows; set it right there with setval.")));
 	return &stock->texts[stock->first++ * stock->ncolumns];
+}
+
+/*
+ * Rows that were inserted have other keys than those they were sent under, if keys
+ * are late: from now on they are translated into these.
+ */
+void
+pos_keys_learn(PosRun *run, PosSteps *steps)
+{
+	for (int i = 0; i < steps->nsteps; i++)
+	{
+		PosStep    *step = steps->steps[i];
+		PosModel   *model;
+		Datum	   *given;
+		Datum	   *got;
+
+		if (step->kind != POS_STEP_INSERT || step->nanswers == 0)
+			continue;
+		model = pos_steps_model(run, step);
+		given = palloc(step->nanswers * sizeof(Datum));
+		got = palloc(step->nanswers * sizeof(Datum));
+		for (int j = 0; j < step->nanswers; j++)
+		{
+			given[j] = pos_steps_key(model, &step->given[j * model->nkey]);
+			got[j] = pos_steps_key(model, &step->answers[j * model->nkey]);
+		}
+		pos_batch_learn(model, step->nanswers, given, got);
+	}
 }

@@ -99,7 +99,15 @@ load(PosRun *run, PosPush *push)
 		tables[ntables++] = &model->table;
 	}
 	run->connection = pos_connection_get(run->tree->server);
+	if ((run->connection->ops->capabilities & POS_CAP_WRITE) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("nothing can be pushed to server \"%s\"", run->tree->server),
+				 errdetail("Foreign-data wrapper \"%s\" only reads.",
+						   run->connection->ops->wrapper)));
 	(void) run->connection->ops->expect(run->connection, tables, ntables);
+	if ((run->connection->ops->capabilities & POS_CAP_LATE_KEYS) != 0)
+		pos_flight_land(push);	/* it tells the keys of its rows */
 	pos_translation_open(run);
 	foreach(lc, run->tree->models)
 	{

@@ -149,6 +149,7 @@ typedef struct PosPush
 /* in steps.c */
 extern char *pos_steps_text(PosRun *run, PosField *field, Datum *values,
 							bool *nulls);
+extern Datum pos_steps_key(PosModel *model, char **texts);
 extern PosStep *pos_steps_add(PosSteps *steps, PosModel *model,
 							  PosStepKind kind);
 extern void pos_steps_begin_row(PosSteps *steps);
@@ -161,11 +162,13 @@ extern void pos_steps_batch(PosRun *run, PosBatch *batch, PosSteps *steps);
 
 /* in keys.c */
 extern bool pos_keys_is_made(PosField *field);
+extern bool pos_keys_are_made(PosModel *model);
 extern void pos_keys_need(PosRun *run, PosModel *model, int n, PosSteps *steps);
 extern void pos_keys_ahead(PosRun *run, PosBatch *batch, bool more,
 						   PosSteps *steps);
 extern void pos_keys_take(PosRun *run, PosSteps *steps);
 extern void pos_keys_lost(void);
+extern void pos_keys_learn(PosRun *run, PosSteps *steps);
 extern char **pos_keys_next(PosRun *run, PosModel *model);
 
 /* in recognise.c */
@@ -190,6 +193,7 @@ extern Datum pos_batch_txids(int ntxids, Datum *txids);
 extern void pos_batch_load_open(PosRun *run);
 extern void pos_batch_open(PosRun *run, PosBatch *batch, int32 history);
 extern void pos_batch_confirm(PosRun *run, PosBatch *batch);
+extern void pos_batch_learn(PosModel *model, int n, Datum *given, Datum *got);
 extern void pos_batch_refused(int32 id);
 
 /* in flight.c */

@@ -78,10 +78,24 @@ is_guarded(PosModel *model, bool *nulls)
 	return model->table.guarded;
 }
 
+/* Whether the key of a new row is known only after it has been inserted. */
+static bool
+has_late_key(PosRun *run, PosModel *model)
+{
+	return (run->connection->ops->capabilities & POS_CAP_LATE_KEYS) != 0 &&
+		pos_keys_are_made(model);
+}
+
 /* Whether a row is looked for at the remote before it is created there. */
 static bool
 is_looked_for(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags)
 {
+	/* nothing else tells whether it has been sent before */
+	if (has_late_key(run, model))
+		return ((flags & POS_ROW_UNKNOWN) ||
+				((flags & POS_ROW_UNSURE) && !(flags & POS_ROW_DELETED))) &&
+			can_match(run, model, values, nulls);
+
 	if (model->on_unknown == POS_CREATE_ONLY)
 		return false;
 
@@ -105,18 +119,6 @@ typedef struct Found
 	int			answer;
 } Found;
 
-static Datum
-answered_key(PosModel *model, char **texts)
-{
-	Datum		parts[INDEX_MAX_KEYS];
-
-	if (model->nkey == 1)
-		return pos_key_from_string(texts[0], model->remote_int);
-	for (int i = 0; i < model->nkey; i++)
-		parts[i] = CStringGetTextDatum(texts[i]);
-	return pos_key_from_parts(model->nkey, parts);
-}
-
 /* Remembers the row for which a batch is about to fail, and its candidates. */
 static void
 accuse(PosRun *run, PosModel *model, Datum *values, PosStep *step, int first,
@@ -131,7 +133,7 @@ accuse(PosRun *run, PosModel *model, Datum *values, PosStep *step, int first,
 	for (int i = first; i < last; i++)
 		culprit->candidates =
 			lappend(culprit->candidates,
-					pos_key_string(answered_key(model, &step->answers[i * model->nkey]),
+					pos_key_string(pos_steps_key(model, &step->answers[i * model->nkey]),
 								   model->remote_int));
 	MemoryContextSwitchTo(old);
 }
@@ -149,10 +151,37 @@ is_own(PosRun *run, PosModel *model, Datum *values, PosStep *step, int first,
 		return false;
 	for (int i = first; i < last; i++)
 		if (strcmp(pos_key_string(own, model->remote_int),
-				   pos_key_string(answered_key(model, &step->answers[i * model->nkey]),
+				   pos_key_string(pos_steps_key(model, &step->answers[i * model->nkey]),
 								  model->remote_int)) == 0)
 			return true;
 	return false;
+}
+
+/*
+ * Decides about a row that was sent, whose key is not known, and which is not found:
+ * it is sent again, under a new key, once it cannot arrive any more.
+ */
+static int
+send_again(PosRun *run, PosModel *model, Datum *values, int flags)
+{
+	Datum		own;
+	uint8		known;
+
+	if ((flags & POS_ROW_UNSURE) == 0)
+		return flags;
+	if (pos_translation_find(run, model, values[POS_STAGE_LOCAL], &own, &known) != POS_FOUND)
+		return flags;
+	if (!run->connection->ops->settled(run->connection,
+									   pos_key_string(own, model->remote_int)))
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("it is not known yet whether row %s of \"%s\" has arrived",
+						pos_key_string(values[POS_STAGE_LOCAL], model->local_int),
+						model->name),
+				 errdetail("The connection was lost when it was sent. It is not there, and may still appear as long as the server works on it."),
+				 errhint("It is sent again once that cannot be any more; option \"overlap\" of the server tells how long its longest transaction takes.")));
+	pos_translation_remove(run, model, values[POS_STAGE_LOCAL]);
+	return (flags & ~POS_ROW_UNSURE) | POS_ROW_UNKNOWN;
 }
 
 /*
@@ -174,11 +203,13 @@ link_found(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 		   step->row[found->answer] == found->row)
 		found->answer++;
 	found->row++;
+	if (found->answer == first && has_late_key(run, model))
+		return send_again(run, model, values, flags);
 	if (found->answer == first)
 		return is_guarded(model, nulls) ? flags : flags | POS_ROW_CLAIMED;
 	if (is_own(run, model, values, step, first, found->answer))
 		return flags;
-	remote = answered_key(model, &step->answers[first * model->nkey]);
+	remote = pos_steps_key(model, &step->answers[first * model->nkey]);
 	if (found->answer - first > 1)
 		accuse(run, model, values, step, first, found->answer);
 	if (found->answer - first > 1)
@@ -255,11 +286,19 @@ assign_key(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 				 errmsg("row %s of \"%s\" matches nothing at the remote, and must not be created there",
 						pos_key_string(values[POS_STAGE_LOCAL], model->local_int),
 						model->name)));
+	if (has_late_key(run, model) && model->table.nmatch == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("rows of \"%s\" cannot be created at server \"%s\" without match fields",
+						model->name, run->tree->server),
+				 errdetail("A row whose arrival is in doubt has to be recognised there."),
+				 errhint("Choose fields that tell them apart: possync_set_field(%s, ..., match => true).",
+						 quote_literal_cstr(model->name))));
 	made = pos_keys_next(run, model);
 	for (int i = 0; i < model->nkey; i++)
 		texts[i] = pos_keys_is_made(model->key[i]) ? *made++ :
 			pos_steps_text(run, model->key[i], values, nulls);
-	pos_translation_add(run, model, answered_key(model, texts),
+	pos_translation_add(run, model, pos_steps_key(model, texts),
 						values[POS_STAGE_LOCAL], true);
 	return (flags & ~POS_ROW_UNKNOWN) | POS_ROW_CREATED;
 }

@@ -61,6 +61,19 @@ pos_steps_model(PosRun *run, PosStep *step)
 	elog(ERROR, "a step is for no model");
 }
 
+/* Returns the remote key that texts of its columns make. */
+Datum
+pos_steps_key(PosModel *model, char **texts)
+{
+	Datum		parts[INDEX_MAX_KEYS];
+
+	if (model->nkey == 1)
+		return pos_key_from_string(texts[0], model->remote_int);
+	for (int i = 0; i < model->nkey; i++)
+		parts[i] = CStringGetTextDatum(texts[i]);
+	return pos_key_from_parts(model->nkey, parts);
+}
+
 /* Returns the remote text of a part of the row that a reference points to. */
 static char *
 parent_text(PosRun *run, PosReference *reference, PosField *field,

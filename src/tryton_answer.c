@@ -193,6 +193,15 @@ pos_tryton_string(JsonbValue *value)
 	return pnstrdup(value->val.string.val, value->val.string.len);
 }
 
+/* Returns a member that is a string; NULL if there is none. */
+char *
+pos_tryton_text(JsonbContainer *object, const char *key)
+{
+	JsonbValue	value;
+
+	return pos_tryton_string(pos_tryton_get(object, key, &value));
+}
+
 /* Raises the error of an answer that is JSON and not what was asked for. */
 void
 pos_tryton_odd(PosTrytonSession *session)

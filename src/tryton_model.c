@@ -17,15 +17,6 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
-/* Returns a member that is a string, NULL if there is none. */
-static char *
-member_string(JsonbContainer *object, const char *key)
-{
-	JsonbValue	value;
-
-	return pos_tryton_string(pos_tryton_get(object, key, &value));
-}
-
 /* Whether a member is true. */
 static bool
 member_true(JsonbContainer *object, const char *key)
@@ -51,11 +42,12 @@ is_list(const char *type)
 static void
 fill_field(PosTrytonField *field, JsonbContainer *description)
 {
-	char	   *loading = member_string(description, "loading");
+	char	   *loading = pos_tryton_text(description, "loading");
 
-	field->type = member_string(description, "type");
-	field->relation = member_string(description, "relation");
-	field->string = member_string(description, "string");
+	field->type = pos_tryton_text(description, "type");
+	field->relation = pos_tryton_text(description, "relation");
+	field->inverse = pos_tryton_text(description, "relation_field");
+	field->string = pos_tryton_text(description, "string");
 	field->required = member_true(description, "required");
 	field->readonly = member_true(description, "readonly");
 	field->stored = field->type != NULL && !is_list(field->type) &&
@@ -188,6 +180,41 @@ pos_tryton_field(PosTrytonSession *session, const char *name, const char *path)
 		name = field->relation;
 		path += len + 1;
 	}
+}
+
+/* Returns a field that there has to be. */
+PosTrytonField *
+pos_tryton_column(PosTrytonSession *session, const char *model, const char *path)
+{
+	PosTrytonField *field = pos_tryton_field(session, model, path);
+
+	if (field == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_COLUMN_NAME_NOT_FOUND),
+				 errmsg("field \"%s\" of remote model %s does not exist", path, model)));
+	return field;
+}
+
+/*
+ * Returns the one2many field of a model that lists the records of another that
+ * refer to it by a field; NULL if there is none that may be written.
+ */
+const char *
+pos_tryton_inverse(PosTrytonSession *session, const char *parent, const char *child,
+				   const char *by)
+{
+	PosTrytonModel *model = pos_tryton_model(session, parent);
+
+	for (int i = 0; i < model->nfields; i++)
+	{
+		PosTrytonField *field = &model->fields[i];
+
+		if (strcmp(field->type, "one2many") == 0 && field->inverse != NULL &&
+			!field->readonly && strcmp(field->relation, child) == 0 &&
+			strcmp(field->inverse, by) == 0)
+			return field->name;
+	}
+	return NULL;
 }
 
 /* Takes the name of a remote table apart; returns whether it is a link table. */
@@ -344,8 +371,8 @@ pos_tryton_list_models(PosConnection *connection)
 
 		if (row->type != jbvBinary)
 			pos_tryton_odd(session);
-		model->name = member_string(row->val.binary.data, "model");
-		model->title = member_string(row->val.binary.data, "name");
+		model->name = pos_tryton_text(row->val.binary.data, "model");
+		model->title = pos_tryton_text(row->val.binary.data, "name");
 		models = lappend(models, model);
 	}
 	pos_tryton_leave(session);

@@ -22,6 +22,7 @@
 #define DEFAULT_SWEEP 86400000
 
 #define DEFAULT_PAGE_SIZE 1000
+#define DEFAULT_BATCH_SIZE 500
 #define MOST_PAGE_SIZE 100000
 
 /* In MB */
@@ -39,6 +40,7 @@ static const PosOption options[] = {
 	{"overlap", ForeignServerRelationId},
 	{"sweep", ForeignServerRelationId},
 	{"page_size", ForeignServerRelationId},
+	{"batch_size", ForeignServerRelationId},
 	{"max_answer", ForeignServerRelationId},
 	{"user", UserMappingRelationId, true},
 	{"password", UserMappingRelationId, true},
@@ -71,6 +73,8 @@ take(DefElem *def, PosTrytonOptions *result)
 		result->company = pos_option_integer(def, 1, INT_MAX);
 	else if (strcmp(name, "page_size") == 0)
 		result->page_size = pos_option_integer(def, 1, MOST_PAGE_SIZE);
+	else if (strcmp(name, "batch_size") == 0)
+		result->batch_size = pos_option_integer(def, 1, MOST_PAGE_SIZE);
 	else if (strcmp(name, "max_answer") == 0)
 		result->http.most = (Size) pos_option_integer(def, 1, MOST_MAX_ANSWER) * 1024 * 1024;
 	else if (strcmp(name, "connect_timeout") == 0)
@@ -169,6 +173,7 @@ pos_tryton_options_read(ForeignServer *server, UserMapping *mapping,
 	result->overlap = DEFAULT_OVERLAP;
 	result->sweep = DEFAULT_SWEEP;
 	result->page_size = DEFAULT_PAGE_SIZE;
+	result->batch_size = DEFAULT_BATCH_SIZE;
 	foreach(lc, list)
 		take(copyObject(lfirst(lc)), result);
 

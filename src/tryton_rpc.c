@@ -80,13 +80,34 @@ end_call(PosTrytonCall *call)
 	pfree(body);
 }
 
+/*
+ * It is known that the call at hand changed nothing, or it is not: what is told
+ * whoever sent a write.
+ */
+static void
+tell_pending(PosTrytonSession *session, bool pending)
+{
+	if (session->pending != NULL && session->call.once)
+		*session->pending = pending;
+}
+
 /* Puts a call on its way. */
 static void
 post(PosTrytonSession *session, PosTrytonCall *call, const char *authorization)
 {
 	session->method = call->method;
-	pos_http_send(session->http, authorization, call->body.data, call->body.len,
-				  call->once);
+	PG_TRY();
+	{
+		pos_http_send(session->http, authorization, call->body.data, call->body.len,
+					  call->once);
+	}
+	PG_CATCH();
+	{
+		tell_pending(session, pos_http_offered(session->http));
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	tell_pending(session, true);
 }
 
 /* Remembers what the remote's clock says, to the second. */
@@ -312,7 +333,18 @@ pos_tryton_open(PosTrytonSession *session)
 		learn(session);
 }
 
-/* Raises the error that a status tells, unless it is 200. */
+/* Raises the error of a call that got no answer. */
+static void
+fail(PosTrytonSession *session)
+{
+	tell_pending(session, pos_http_offered(session->http));
+	pos_http_fail(session->http);
+}
+
+/*
+ * Raises the error that a status tells, unless it is 200.  A server that fails, or
+ * a proxy that gives it up, may be carrying out the call nevertheless.
+ */
 static void
 check_status(PosTrytonSession *session, PosHttpAnswer *answer)
 {
@@ -323,6 +355,7 @@ check_status(PosTrytonSession *session, PosHttpAnswer *answer)
 
 	if (status == 200)
 		return;
+	tell_pending(session, status >= 500 || status == 408);
 	if (status == 403)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -412,7 +445,7 @@ pos_tryton_receive(PosTrytonSession *session)
 		{
 			if (repeated || !pos_http_reused(session->http) ||
 				(call->once && pos_http_offered(session->http)))
-				pos_http_fail(session->http);
+				fail(session);
 			repeated = true;
 		}
 		else if (answer.status == 401 && !renewed)
@@ -421,6 +454,7 @@ pos_tryton_receive(PosTrytonSession *session)
 			renewed = true;
 			pfree(session->authorization);
 			session->authorization = NULL;
+			tell_pending(session, false);
 			login(session);
 		}
 		else if (answer.status == 401)
@@ -431,7 +465,7 @@ pos_tryton_receive(PosTrytonSession *session)
 			result = open_envelope(session, call, &answer, &error);
 			if (error.type == jbvNull)
 				return result;
-			if (!is_dead(&error) || ++dead > MOST_DEAD)
+			if (call->once || !is_dead(&error) || ++dead > MOST_DEAD)
 				raise_error(session, &error);
 			CHECK_FOR_INTERRUPTS();
 		}
@@ -508,6 +542,8 @@ raise_error(PosTrytonSession *session, JsonbValue *error)
 		code = is_circumstance(name) ? ERRCODE_CONNECTION_FAILURE : ERRCODE_DATA_EXCEPTION;
 		message = name;
 	}
+	/* where its database was lost, that may have been after the commit */
+	tell_pending(session, code == ERRCODE_CONNECTION_FAILURE);
 	if (!session->call.once && ERRCODE_TO_CATEGORY(code) != ERRCODE_CONNECTION_EXCEPTION)
 		code = ERRCODE_FDW_ERROR;	/* no row of ours is at fault */
 	while (message != NULL && message[0] != '\0' && message[strlen(message) - 1] == '\n')

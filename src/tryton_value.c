@@ -221,15 +221,15 @@ class_text(JsonbContainer *object, bool zone)
 {
 	JsonbValue	value;
 	JsonbValue *member;
-	char	   *class = pos_tryton_string(pos_tryton_get(object, "__class__", &value));
+	char	   *class = pos_tryton_text(object, "__class__");
 
 	if (class == NULL)
 		return NULL;
 	if (strcmp(class, "Decimal") == 0)
-		return pos_tryton_string(pos_tryton_get(object, "decimal", &value));
+		return pos_tryton_text(object, "decimal");
 	if (strcmp(class, "bytes") == 0)
 	{
-		char	   *encoded = pos_tryton_string(pos_tryton_get(object, "base64", &value));
+		char	   *encoded = pos_tryton_text(object, "base64");
 
 		return encoded == NULL ? NULL : bytes_text(encoded);
 	}

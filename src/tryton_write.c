@@ -1,0 +1,282 @@
+/*
+ * tryton_write.c
+ *		Rows on their way to a Tryton server.
+ *
+ * There is no transaction over several calls, a call that makes records tells their
+ * ids only when it has, and nothing names a call that was made before.  So keys
+ * that are asked for ahead are provisional: negative numbers that tell when they
+ * were made.  Whatever happens to a call, the rows it was for are looked for by
+ * their match fields before they are sent again, and not sent again before the
+ * server cannot be at work on them any longer.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "connection_tryton.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/hsearch.h"
+#include "utils/json.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+/* Makes provisional keys. */
+static void
+make_keys(PosStep *step)
+{
+	static int64 last = 0;
+	int64		now = (GetCurrentTimestamp() / 1000) << POS_TRYTON_KEY_BITS;
+
+	step->nanswers = step->nrows;
+	step->answers = palloc(Max(step->nrows, 1) * sizeof(char *));
+	for (int i = 0; i < step->nrows; i++)
+	{
+		last = Min(last - 1, -now);
+		step->answers[i] = psprintf(INT64_FORMAT, last);
+	}
+}
+
+/* See connection.h: settled */
+bool
+pos_tryton_settled(PosConnection *connection, const char *key)
+{
+	PosTrytonSession *session = (PosTrytonSession *) connection;
+	int64		number = strtoll(key, NULL, 10);
+
+	return number > 0 ||
+		pos_tryton_key_age(number) >= (int64) session->options.overlap + session->options.http.call_timeout;
+}
+
+/* Returns a member of a row that is a remote key. */
+int64
+pos_tryton_key(JsonbContainer *row, const char *name)
+{
+	char	   *text = pos_tryton_text(row, name);
+
+	return text == NULL ? 0 : DatumGetInt64(DirectFunctionCall1(int8in, CStringGetDatum(text)));
+}
+
+/* Returns a step's rows. */
+JsonbContainer *
+pos_tryton_rows(PosStep *step)
+{
+	return &DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(step->rows)))->root;
+}
+
+JsonbContainer *
+pos_tryton_row(JsonbContainer *rows, int i)
+{
+	return getIthJsonbValueFromContainer(rows, i)->val.binary.data;
+}
+
+/* Appends a field and its value as JSON; text NULL: null. */
+void
+pos_tryton_append_value(PosTrytonWrite *w, StringInfo buf, const char *model, const char *column,
+						const char *text)
+{
+	PosTrytonField *field = pos_tryton_column(w->session, model, column);
+
+	if (text !=NULL && strcmp(field->type, "many2one") == 0)
+		text = psprintf(INT64_FORMAT, pos_tryton_id(w, strtoll(text, NULL, 10)));
+
+	if (buf->data[buf->len - 1] != '{')
+		appendStringInfoChar(buf, ',');
+	escape_json(buf, column);
+	appendStringInfoChar(buf, ':');
+	pos_tryton_append_json(buf, field, text);
+}
+
+/*
+ * Calls a method that changes something.  What is known about it if that fails,
+ * tryton_rpc.c tells.
+ */
+Jsonb *
+pos_tryton_change(PosTrytonWrite *w, const char *model, const char *method, const char *params)
+{
+	Jsonb	   *result;
+
+	pos_tryton_send(w->session, psprintf("model.%s.%s", model, method), params, true);
+	result = pos_tryton_receive(w->session);
+	*w->session->pending = false;
+	return result;
+}
+
+/* Links records, or parts them, that are there: one command for each. */
+void
+pos_tryton_change_links(PosTrytonWrite *w, const char *model, List *links, const char *command)
+{
+	StringInfoData params;
+	int			n = 0;
+	ListCell   *lc;
+
+	initStringInfo(&params);
+	foreach(lc, links)
+	{
+		PosTrytonLink *link = lfirst(lc);
+
+		appendStringInfo(&params, "[" INT64_FORMAT "],{\"%s\":[[\"%s\",[" INT64_FORMAT "]]]},",
+						 pos_tryton_id(w, link->origin), link->field, command, pos_tryton_id(w, link->target));
+		if (++n < w->session->options.batch_size && lnext(links, lc) != NULL)
+			continue;
+		(void) pos_tryton_change(w, model, "write", params.data);
+		resetStringInfo(&params);
+		n = 0;
+	}
+}
+
+/* Carries out a step that updates. */
+static void
+update(PosTrytonWrite *w, PosStep *step)
+{
+	char	   *model;
+	char	   *field;
+	JsonbContainer *rows = pos_tryton_rows(step);
+	StringInfoData params;
+	int			n = 0;
+
+	if (pos_tryton_is_link(step->table->remote, &model, &field))
+		return;
+	initStringInfo(&params);
+	for (int i = 0; i < step->nrows; i++)
+	{
+		JsonbContainer *row = pos_tryton_row(rows, i);
+
+		appendStringInfo(&params, "[" INT64_FORMAT "],{", pos_tryton_id(w, pos_tryton_key(row, "id")));
+		for (int j = 0; j < step->ncolumns; j++)
+			if (strcmp(step->columns[j], "id") != 0)
+				pos_tryton_append_value(w, &params, model, step->columns[j],
+										pos_tryton_text(row, step->columns[j]));
+		appendStringInfoString(&params, "},");
+		if (++n < w->session->options.batch_size && i + 1 < step->nrows)
+			continue;
+		(void) pos_tryton_change(w, model, "write", params.data);
+		step->affected += n;
+		resetStringInfo(&params);
+		n = 0;
+	}
+}
+
+/* Carries out a step that deletes; what is not there any more is deleted. */
+static void
+delete(PosTrytonWrite *w, PosStep *step)
+{
+	char	   *model;
+	char	   *field;
+	bool		links = pos_tryton_is_link(step->table->remote, &model, &field);
+	JsonbContainer *rows = pos_tryton_rows(step);
+	StringInfoData params;
+	List	   *parted = NIL;
+	int			n = 0;
+
+	initStringInfo(&params);
+	for (int i = 0; i < step->nrows; i++)
+	{
+		JsonbContainer *row = pos_tryton_row(rows, i);
+		PosTrytonLink *link = palloc0(sizeof(PosTrytonLink));
+
+		if (links)
+		{
+			link->field = field;
+			link->origin = pos_tryton_key(row, "origin");
+			link->target = pos_tryton_key(row, "target");
+			if (link->origin > 0 && link->target > 0)
+				parted = lappend(parted, link);
+		}
+		else if (pos_tryton_key(row, "id") > 0)
+			appendStringInfo(&params, "%s" INT64_FORMAT, n++ > 0 ? "," : "[", pos_tryton_key(row, "id"));
+	}
+	step->affected = step->nrows;
+	if (parted != NIL)
+		pos_tryton_change_links(w, model, parted, "remove");
+	if (n == 0)
+		return;
+	appendStringInfoString(&params, "],");
+	(void) pos_tryton_change(w, model, "delete", params.data);
+}
+
+/* See connection.h: send */
+void
+pos_tryton_write_send(PosConnection *connection, PosStep **steps, int nsteps,
+					  bool *pending)
+{
+	PosTrytonSession *session = (PosTrytonSession *) connection;
+
+	session->steps = steps;
+	session->nsteps = nsteps;
+	session->pending = pending;
+	*pending = false;
+	session->received_before = pos_http_received(session->http);
+}
+
+/* See connection.h: pump */
+void
+pos_tryton_write_pump(PosConnection *connection)
+{
+	/* all of it happens in receive */
+}
+
+/*
+ * See connection.h: receive.  Inserts are taken together, as one may go with
+ * another; they come before updates and deletes, unless these were asked for first.
+ */
+void
+pos_tryton_write_receive(PosConnection *connection)
+{
+	PosTrytonSession *session = (PosTrytonSession *) connection;
+	PosTrytonWrite w = {.session = session};
+
+	pos_tryton_create_begin(&w);
+	pos_tryton_enter(session);
+	connection->level = GetCurrentTransactionNestLevel();
+	for (int i = 0; i < session->nsteps; i++)
+	{
+		PosStep    *step = session->steps[i];
+
+		if (step->kind == POS_STEP_KEYS)
+		{
+			make_keys(step);
+			continue;
+		}
+		pos_tryton_open(session);
+		if (step->kind == POS_STEP_INSERT)
+			pos_tryton_create_take(&w, step);
+		if (step->kind != POS_STEP_INSERT || i + 1 == session->nsteps ||
+			session->steps[i + 1]->kind != POS_STEP_INSERT)
+		{
+			pos_tryton_create(&w);
+			w.all = w.links = NIL;
+		}
+		switch (step->kind)
+		{
+			case POS_STEP_MATCH:
+				pos_tryton_match(session, step);
+				break;
+			case POS_STEP_EXPECT:
+				pos_tryton_expect(session, step);
+				break;
+			case POS_STEP_UPDATE:
+				update(&w, step);
+				break;
+			case POS_STEP_DELETE:
+				delete(&w, step);
+				break;
+			default:
+				break;
+		}
+	}
+	session->steps = NULL;
+	session->pending = NULL;
+	pos_tryton_leave(session);
+}
+
+/* See connection.h: abandon */
+void
+pos_tryton_write_abandon(PosConnection *connection)
+{
+	PosTrytonSession *session = (PosTrytonSession *) connection;
+
+	session->steps = NULL;
+	session->pending = NULL;
+	pos_http_cancel(session->http);
+}
