@@ -107,7 +107,6 @@ take_wanted(Columns *columns, JsonbContainer *row, int n, Wanted *wanted)
 	wanted->json = palloc(columns->n * sizeof(char *));
 	for (int i = 0; i < columns->n; i++)
 	{
-		JsonbValue	value;
 		char	   *text = pos_tryton_text(row, columns->names[i]);
 
 		if (text !=NULL && text[0] == '-' && columns->fields[i]->relation != NULL)
@@ -311,7 +310,6 @@ pos_tryton_expect(PosTrytonSession *session, PosStep *step)
 	appendStringInfoString(&params, "[[\"id\",\"in\",[");
 	for (int i = 0; i < step->nrows; i++)
 	{
-		JsonbValue	value;
 		char	   *id = pos_tryton_text(pos_tryton_row(rows, i), "k1");
 
 		if (id != NULL)
@@ -327,7 +325,6 @@ pos_tryton_expect(PosTrytonSession *session, PosStep *step)
 	for (int i = 0; i < step->nrows;)
 	{
 		JsonbContainer *expected = pos_tryton_row(rows, i);
-		JsonbValue	value;
 		char	   *name = pos_tryton_text(expected, "n");
 		char	   *id = pos_tryton_text(expected, "k1");
 		JsonbContainer *row = id == NULL ? NULL : row_with_id(there, id);
