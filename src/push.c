@@ -106,7 +106,8 @@ load(PosRun *run, PosPush *push)
 				 errdetail("Foreign-data wrapper \"%s\" only reads.",
 						   run->connection->ops->wrapper)));
 	(void) run->connection->ops->expect(run->connection, tables, ntables);
-	if ((run->connection->ops->capabilities & POS_CAP_LATE_KEYS) != 0)
+	push->late_keys = (run->connection->ops->capabilities & POS_CAP_LATE_KEYS) != 0;
+	if (push->late_keys)
 		pos_flight_land(push);	/* it tells the keys of its rows */
 	pos_translation_open(run);
 	foreach(lc, run->tree->models)
@@ -259,6 +260,19 @@ try(PosPush *push, Action action, int ntxids, Datum *txids, PosAttempt attempt)
 	return error;
 }
 
+/*
+ * Ends the push with an error.  Whether the batch on its way has arrived is not known,
+ * unless it is known that it has not: then its keys are forgotten, else the next push
+ * would have to find out.
+ */
+static void
+give_up(PosPush *push, ErrorData *error)
+{
+	if (push->flying != NULL && push->landing && !push->pending)
+		pos_flight_failed(push);
+	ReThrowError(error);
+}
+
 /* Tries a batch on its own.  Returns the error it failed with, or NULL. */
 static ErrorData *
 try_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
@@ -268,7 +282,7 @@ try_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 	if (error == NULL)
 		return NULL;
 	if (!pos_careful_is_content(error->sqlerrcode))
-		ReThrowError(error);
+		give_up(push, error);
 	if (push->flying != NULL)
 	{
 		blame(push);
@@ -302,7 +316,7 @@ hold(PosPush *push, Datum txid, ErrorData *error)
  * A transaction alone that violates a constraint may do so because its rows are
  * sent as they were left, the new ones first and the deleted ones last.  The
  * till's constraints have seen its changes one by one, and so does the remote
- * then.
+ * then, unless it would keep the first of them when it refuses the next.
  */
 static void
 push_some(PosPush *push, int ntxids, Datum *txids, ErrorData *error)
@@ -312,13 +326,13 @@ push_some(PosPush *push, int ntxids, Datum *txids, ErrorData *error)
 	CHECK_FOR_INTERRUPTS();
 	if (error != NULL && error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION)
 		error = try_batch(push, ntxids, txids, POS_ATTEMPT_MATCH);
-	if (error != NULL && ntxids == 1 &&
+	if (error != NULL && ntxids == 1 && !push->late_keys &&
 		(ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION ||
 		 error->sqlerrcode == ERRCODE_CARDINALITY_VIOLATION))
 		error = try_batch(push, ntxids, txids, POS_ATTEMPT_IN_ORDER);
 
 	/* somebody may be faster again, between looking and writing */
-	for (int i = 0; i < 2 && error != NULL && ntxids == 1 &&
+	for (int i = 0; i < 2 && error != NULL && ntxids == 1 && !push->late_keys &&
 		 error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION; i++)
 		error = try_batch(push, ntxids, txids, POS_ATTEMPT_IN_ORDER);
 	if (error == NULL)
@@ -341,7 +355,7 @@ push_failed(PosPush *push, ErrorData *error)
 	Datum	   *txids = MemoryContextAlloc(push->errors, ntxids * sizeof(Datum));
 
 	if (!pos_careful_is_content(error->sqlerrcode))
-		ReThrowError(error);
+		give_up(push, error);
 	memcpy(txids, flight->batch.txids, ntxids * sizeof(Datum));
 	push->from = flight->from;
 	push->culprit.model = 0;

@@ -132,6 +132,8 @@ typedef struct PosPush
 	PosHorizon	horizon;
 	bool		lasting;		/* others will follow in this process */
 	bool		more;			/* batches of this kind follow */
+	bool		late_keys;		/* see POS_CAP_LATE_KEYS: a write is several
+								 * calls there, not one transaction */
 	bool		sent_again;		/* rows of batches that were left open */
 	PosCounts	counts;			/* of what has arrived */
 	uint64		received;

@@ -288,7 +288,7 @@ assign_key(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 						model->name)));
 	if (has_late_key(run, model) && model->table.nmatch == 0)
 		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
 				 errmsg("rows of \"%s\" cannot be created at server \"%s\" without match fields",
 						model->name, run->tree->server),
 				 errdetail("A row whose arrival is in doubt has to be recognised there."),

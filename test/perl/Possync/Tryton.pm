@@ -258,6 +258,46 @@ EOC
 	return;
 }
 
+# Tables of a till for sales with their lines and what they refer to, queued for
+# pushing to the server "erp", and what has to be there for them.
+sub sales_tables
+{
+	my ($self, $till) = @_;
+
+	$till->safe_psql('postgres', <<'EOC');
+CREATE TABLE party_party (id serial PRIMARY KEY, code text UNIQUE NOT NULL, name text);
+CREATE TABLE product_uom_category (id serial PRIMARY KEY, name text NOT NULL);
+CREATE TABLE product_uom (id serial PRIMARY KEY, name text NOT NULL, symbol text, factor float8, rate float8,
+	digits integer, category integer NOT NULL REFERENCES product_uom_category);
+CREATE TABLE product_template (id serial PRIMARY KEY, name text NOT NULL, code text,
+	default_uom integer NOT NULL REFERENCES product_uom);
+CREATE TABLE product_product (id serial PRIMARY KEY, template integer NOT NULL REFERENCES product_template);
+CREATE TABLE sale_sale (id serial PRIMARY KEY, reference text UNIQUE NOT NULL,
+	party integer NOT NULL REFERENCES party_party, sale_date date, comment text);
+CREATE TABLE sale_line (id serial PRIMARY KEY, sale integer NOT NULL REFERENCES sale_sale ON DELETE CASCADE,
+	sequence integer NOT NULL, type text NOT NULL DEFAULT 'line', product integer REFERENCES product_product,
+	unit integer REFERENCES product_uom, quantity float8, unit_price numeric(16,4), UNIQUE (sale, sequence));
+SELECT setval(c::regclass, 1000) FROM unnest('{party_party_id_seq,product_product_id_seq,sale_sale_id_seq,
+	sale_line_id_seq}'::text[]) c;
+SELECT * FROM possync_add_model('sale_sale', 'erp');
+SELECT * FROM possync_pull('party_party', on_error => 'raise');
+SELECT * FROM possync_pull('product_product', on_error => 'raise');
+SELECT possync_queue('sale_sale');
+
+-- Rings up a sale of so many lines; returns its number.
+CREATE FUNCTION sell(reference text, lines integer) RETURNS integer LANGUAGE sql AS $$
+	WITH head AS (INSERT INTO sale_sale (reference, party, sale_date, comment)
+		SELECT $1, id, current_date, 'sold' FROM party_party WHERE code = 'WALKIN' RETURNING id),
+	body AS (INSERT INTO sale_line (sale, sequence, product, unit, quantity, unit_price)
+		SELECT h.id, n, p.id, t.default_uom, n, 2.5 * n
+		FROM head h, generate_series(1, $2) n, LATERAL (SELECT min(id) AS id FROM product_product) p,
+			product_template t WHERE t.id = (SELECT template FROM product_product WHERE id = p.id))
+	SELECT id FROM head
+$$;
+EOC
+	return;
+}
+
 # A company with accounts, a product in two variants, and a customer
 sub set_up
 {

@@ -1,0 +1,102 @@
+# Sales with their lines pushed to a real Tryton server.
+
+use strict;
+use warnings FATAL => 'all';
+
+use Possync;
+use Possync::Tryton;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+plan skip_all => 'Tryton is not installed' if !Possync::Tryton::installed();
+
+my $erp = Possync::Tryton->new('erp');
+my $till = Possync->cluster('till');
+my $proxy = Possync::Proxy->new($erp->port);
+
+$erp->connect_till($till, port => $proxy->port);
+$erp->sales_tables($till);
+
+sub ask { return $till->safe_psql('postgres', $_[0]) }
+
+sub push_sales
+{
+	return ask("SELECT concat_ws(' ', status, rows_created, rows_updated, rows_left_out, error, error_detail)"
+		  . " FROM possync_push('sale_sale')");
+}
+
+my $there = "SELECT concat_ws('|', s.reference, p.code, l.sequence, l.quantity, l.unit_price, u.symbol, l.product)
+	FROM sale_sale s JOIN sale_line l ON l.sale = s.id JOIN party_party p ON p.id = s.party
+	JOIN product_uom u ON u.id = l.unit ORDER BY s.reference, l.sequence";
+
+# One sale
+ask("SELECT sell('A1', 2)");
+is(push_sales(), 'ok 3 0 0', 'a sale and its lines');
+is($erp->sql($there), "A1|WALKIN|1|1|2.5000|u|1\nA1|WALKIN|2|2|5.0000|u|1", 'as they are here');
+is($erp->sql('SELECT count(DISTINCT create_date) FROM (SELECT create_date FROM sale_sale UNION ALL SELECT create_date FROM sale_line) c'),
+	1, 'made in one transaction');
+is(ask("SELECT count(*) FROM synchronize_translation WHERE remote_key < 0"), 0, 'no provisional key is left');
+is(push_sales(), 'ok 0 0 0', 'once');
+
+# Changes of what is there
+ask("UPDATE sale_sale SET comment = 'changed' WHERE reference = 'A1';
+	UPDATE sale_line SET quantity = 7, unit_price = 0.0001 WHERE sequence = 2;
+	DELETE FROM sale_line WHERE sequence = 1");
+like(push_sales(), qr/^ok 0 2 0/, 'changed, and a line taken away');
+is($erp->sql($there), 'A1|WALKIN|2|7|0.0001|u|1', 'there, too');
+is($erp->sql('SELECT comment FROM sale_sale'), 'changed', 'and the head');
+ask("UPDATE sale_sale SET comment = NULL WHERE reference = 'A1'");
+like(push_sales(), qr/^ok 0 1 0/, 'nothing for something');
+is($erp->sql('SELECT comment IS NULL FROM sale_sale'), 't', 'there, too');
+ask("DELETE FROM sale_sale WHERE reference = 'A1'");
+like(push_sales(), qr/^ok/, 'a sale cancelled');
+is($erp->sql('SELECT count(*) FROM sale_sale'), 0, 'there, too');
+
+# A new customer comes first
+ask("INSERT INTO party_party (code, name) VALUES ('NEW', 'new customer');
+	SELECT sell('A2', 1);
+	UPDATE sale_sale SET party = (SELECT id FROM party_party WHERE code = 'NEW') WHERE reference = 'A2'");
+is(push_sales(), 'ok 3 0 0', 'a sale to a new customer');
+is($erp->sql($there), 'A2|NEW|1|1|2.5000|u|1', 'who is there');
+
+# What the server refuses waits, alone, with its words
+ask(join '', map { "BEGIN; SELECT sell('B$_', 2);"
+	  . ($_ == 7 ? "UPDATE sale_line SET quantity = 0.5 WHERE sale = (SELECT id FROM sale_sale WHERE reference = 'B7');" : '')
+	  . 'COMMIT;' } 1 .. 20);
+is(push_sales(), 'ok 57 0 1', 'one of twenty is refused');
+is($erp->sql("SELECT count(*) FROM sale_sale WHERE reference LIKE 'B%'"), 19, 'nineteen are there');
+like(ask('SELECT message FROM possync_quarantine'), qr/server "erp": .*digits/i, 'it says why');
+ask("UPDATE sale_line SET quantity = 5 WHERE sale = (SELECT id FROM sale_sale WHERE reference = 'B7')");
+ask('SELECT possync_retry(id) FROM possync_quarantine');
+like(push_sales(), qr/^ok 3 /, 'and goes once it is mended');
+is($erp->sql("SELECT count(*) || ' ' || count(DISTINCT reference) FROM sale_sale WHERE reference LIKE 'B%'"), '20 20', 'all are there');
+
+# Many: few calls
+ask("SELECT sell('C' || n, 2) FROM generate_series(1, 500) n");
+{
+	my $before = $proxy->stats->{connections};
+	is(push_sales(), 'ok 1500 0 0', 'five hundred sales');
+	my $calls = $proxy->stats->{connections} - $before;
+	cmp_ok($calls / 500, '<', 0.05, "in $calls calls");
+}
+is($erp->sql("SELECT count(*) FROM sale_line l JOIN sale_sale s ON s.id = l.sale WHERE reference LIKE 'C%'"), 1000, 'with their lines');
+is(ask("SELECT string_agg(reference || l.sequence, ',' ORDER BY 1) FROM sale_sale s JOIN sale_line l ON l.sale = s.id
+	JOIN synchronize_translation t ON t.local_key = l.id AND t.model = (SELECT id FROM synchronize_model WHERE name = 'sale_line')
+	WHERE t.remote_key IN (" . $erp->sql("SELECT string_agg(l.id::text, ',') FROM sale_line l JOIN sale_sale s ON s.id = l.sale WHERE reference = 'C77' AND l.sequence = 2") . ")"),
+	'C772', 'lines are linked with their own');
+
+# A row that cannot be recognised is not sent
+ask("SELECT possync_set_field('sale_sale', 'reference', match => false);
+	SELECT possync_set_model('sale_sale', on_unknown => 'create'); SELECT sell('D1', 1)");
+like(push_sales(), qr/^ok 0 0 1/, 'without match fields');
+like(ask('SELECT message FROM possync_quarantine'),
+	qr/rows of "sale_sale" cannot be created at server "erp" without match fields/, 'it says so');
+ask("SELECT possync_set_field('sale_sale', 'reference', match => true); SELECT possync_set_model('sale_sale', on_unknown => 'match_create');
+	SELECT possync_retry(id) FROM possync_quarantine");
+like(push_sales(), qr/^ok 2 /, 'with them');
+
+# Rights and names
+$erp->connect_till($till, dbname => 'template1', user => 'nobody', password => 'x');
+is($till->psql('template1', "SELECT * FROM possync_remote_models('erp')"), 3, 'an unknown user is refused');
+
+done_testing();
