@@ -39,6 +39,8 @@ SELECT results_eq(
 	  ('possync_push', 'model text, on_error text DEFAULT ''report''::text'),
 	  ('possync_queue', 'model text, operations text[] DEFAULT ''{insert,update,delete}''::text[]'),
 	  ('possync_refuse_truncate', ''),
+	  ('possync_remote_fields', 'server name, model text'),
+	  ('possync_remote_models', 'server name'),
 	  ('possync_remove_model', 'model text, forget boolean DEFAULT false'),
 	  ('possync_repair', 'model text, direction text DEFAULT NULL::text, condition text DEFAULT NULL::text, dry_run boolean DEFAULT true'),
 	  ('possync_reset_counters', 'model text'),
@@ -76,7 +78,8 @@ SELECT bag_eq(
 	$$SELECT proname FROM functions WHERE prolang = (SELECT oid FROM pg_language WHERE lanname = 'c')$$,
 	$$VALUES ('possync_pull'::name), ('possync_postgres_validator'), ('possync_push'), ('possync_capture'),
 	  ('_possync_forget_captures'), ('possync_retry'), ('possync_resolve'), ('possync_discard'), ('possync_explain'),
-	  ('_possync_wake'), ('possync_compare'), ('possync_control'), ('_possync_resend'), ('possync_log_change'), ('possync_processes'), ('_possync_is_preloaded'), ('_possync_running')$$,
+	  ('_possync_wake'), ('possync_compare'), ('possync_control'), ('_possync_resend'), ('possync_log_change'), ('possync_processes'), ('_possync_is_preloaded'), ('_possync_running'),
+	  ('possync_tryton_validator'), ('possync_remote_models'), ('possync_remote_fields'), ('_possync_remote'), ('_possync_tells_changes')$$,
 	'but those in C');
 SELECT bag_eq(
 	$$SELECT proname FROM functions WHERE NOT has_function_privilege('api_nobody', oid, 'EXECUTE')$$,
