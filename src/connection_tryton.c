@@ -12,6 +12,7 @@
 
 #include "access/xact.h"
 #include "connection_tryton.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -33,7 +34,8 @@ static uint64 received(PosConnection *connection);
 
 const PosConnectionOps pos_connection_tryton = {
 	.wrapper = "possync_tryton",
-	.capabilities = POS_CAP_CHANGED | POS_CAP_WRITE | POS_CAP_LATE_KEYS,
+	.capabilities = POS_CAP_CHANGED | POS_CAP_WRITE | POS_CAP_DIGEST |
+	POS_CAP_LATE_KEYS,
 	.naming = "Write the model as Tryton does, as product.template, and what a many2many field links as product.template:categories.",
 	.accepts = accepts,
 	.propose = propose,
@@ -44,6 +46,8 @@ const PosConnectionOps pos_connection_tryton = {
 	.ended = ended,
 	.begin = begin,
 	.describe = pos_tryton_describe,
+	.digest = pos_tryton_digest,
+	.digest_next = pos_tryton_digest_next,
 	.request = request,
 	.next = next,
 	.finish = finish,
@@ -128,6 +132,7 @@ end_read(PosTrytonSession *session)
 	session->tables = NULL;
 	session->pages = NULL;
 	session->plan = NULL;
+	session->digest = NULL;
 }
 
 static void
@@ -180,7 +185,7 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 	snapshot->complete = TimestampTzPlusMilliseconds(snapshot->now,
 													 -session->options.overlap);
 	snapshot->source = pstrdup(session->source);
-	snapshot->encoding = "UTF8";
+	snapshot->encoding = GetDatabaseEncodingName(); /* rows are hashed here */
 	pos_tryton_leave(session);
 }
 

@@ -297,6 +297,18 @@ check_link(PosTrytonSession *session, PosTable *table, const char *model,
 	return problems;
 }
 
+/* Returns how many records a model has. */
+static int64
+count_rows(PosTrytonSession *session, const char *model)
+{
+	Jsonb	   *json = pos_tryton_call(session, psprintf("model.%s.search_count", model), "[],");
+	JsonbValue	value;
+	int64		rows;
+
+	return JsonbExtractScalar(&json->root, &value) && pos_tryton_integer(&value, &rows) ?
+		rows : -1;
+}
+
 /* Checks the change columns, which a model has without being told. */
 static char *
 check_changes(PosTable *table)
@@ -326,7 +338,8 @@ pos_tryton_describe(PosConnection *connection, PosTable **tables, int ntables)
 		PosTrytonModel *model = pos_tryton_model(session, name);
 		char	   *problem = check_changes(table);
 
-		table->rows = -1;
+		table->rows = model->exists && table->compared != POS_COMPARED_NOT ?
+			count_rows(session, name) : -1;
 		table->guarded = false;
 		if (problem != NULL)
 			problems = lappend(problems, problem);
