@@ -246,6 +246,7 @@ typedef struct PosRemoteField
 	char	   *kind;			/* the remote's name of its type */
 	Oid			type;			/* what that is here; InvalidOid: nothing */
 	char	   *refers_to;		/* remote table, or NULL */
+	bool		key;
 	bool		required;
 	bool		writable;
 	bool		stored;			/* not computed whenever it is read */

@@ -137,18 +137,19 @@ possync_remote_fields(PG_FUNCTION_ARGS)
 	foreach(lc, fields)
 	{
 		PosRemoteField *field = lfirst(lc);
-		Datum		values[8];
-		bool		nulls[8] = {0};
+		Datum		values[9];
+		bool		nulls[9] = {0};
 
 		values[0] = text_or_null(field->name, &nulls[0]);
 		values[1] = text_or_null(field->kind, &nulls[1]);
 		values[2] = ObjectIdGetDatum(field->type);
 		nulls[2] = !OidIsValid(field->type);
 		values[3] = text_or_null(field->refers_to, &nulls[3]);
-		values[4] = BoolGetDatum(field->required);
-		values[5] = BoolGetDatum(field->writable);
-		values[6] = BoolGetDatum(field->stored);
-		values[7] = text_or_null(field->title, &nulls[7]);
+		values[4] = BoolGetDatum(field->key);
+		values[5] = BoolGetDatum(field->required);
+		values[6] = BoolGetDatum(field->writable);
+		values[7] = BoolGetDatum(field->stored);
+		values[8] = text_or_null(field->title, &nulls[8]);
 		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 	}
 	return (Datum) 0;

@@ -424,6 +424,7 @@ pos_tryton_list_fields(PosConnection *connection, const char *remote)
 		field->kind = from->type;
 		field->type = pos_tryton_type(from);
 		field->refers_to = from->relation;
+		field->key = strcmp(from->name, "id") == 0;
 		field->required = from->required;
 		field->writable = !from->readonly;
 		field->stored = from->stored;

@@ -29,6 +29,7 @@ SELECT results_eq(
 	  ('possync_capture', ''),
 	  ('possync_compare', 'model text, direction text DEFAULT NULL::text, condition text DEFAULT NULL::text'),
 	  ('possync_control', 'model text, direction text DEFAULT NULL::text, condition text DEFAULT NULL::text'),
+	  ('possync_create_table', 'server name, model text, fields text[] DEFAULT NULL::text[], schema name DEFAULT CURRENT_SCHEMA'),
 	  ('possync_discard', 'id bigint, because text'),
 	  ('possync_explain', 'relation regclass, key text'),
 	  ('possync_log', 'relation regclass, key name[] DEFAULT NULL::name[]'),
