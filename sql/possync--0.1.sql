@@ -30,6 +30,7 @@ CREATE TABLE @extschema@.synchronize_model (
 	inactive_field name,
 	inactive_value text,
 	change_columns text[] CHECK (cardinality(change_columns) > 0),
+	after_create text[] CHECK (cardinality(after_create) > 0),
 	reason text,
 	UNIQUE (relation, server),
 	CHECK (on_delete <> 'deactivate' OR num_nulls(inactive_field, inactive_value) = 0)
@@ -45,6 +46,7 @@ COMMENT ON COLUMN @extschema@.synchronize_model.on_conflict IS 'who wins where a
 COMMENT ON COLUMN @extschema@.synchronize_model.on_delete IS 'what happens to a row that was deleted at the source: ignore, deactivate or delete; one that is still referred to is kept';
 COMMENT ON COLUMN @extschema@.synchronize_model.inactive_field IS 'the local column that deactivate sets';
 COMMENT ON COLUMN @extschema@.synchronize_model.inactive_value IS 'to this value, in its text form';
+COMMENT ON COLUMN @extschema@.synchronize_model.after_create IS 'methods called at the remote for rows that a push has created there; "confirm=confirmed|done" tells which state has to come of it';
 COMMENT ON COLUMN @extschema@.synchronize_model.reason IS 'why it was proposed like this';
 
 -- A column of a model.
@@ -390,6 +392,10 @@ COMMENT ON FUNCTION @extschema@._possync_remote(name, regclass, text) IS 'intern
 CREATE FUNCTION @extschema@._possync_tells_changes(server name) RETURNS boolean
 AS 'MODULE_PATHNAME', 'possync_tells_changes' LANGUAGE C STABLE STRICT;
 COMMENT ON FUNCTION @extschema@._possync_tells_changes(name) IS 'internal: whether a server tells what changed without change columns';
+
+CREATE FUNCTION @extschema@._possync_calls(server name) RETURNS boolean
+AS 'MODULE_PATHNAME', 'possync_calls' LANGUAGE C STABLE STRICT;
+COMMENT ON FUNCTION @extschema@._possync_calls(name) IS 'internal: whether methods of a server can be called';
 
 /*
  * possync_remote_models, possync_remote_fields
@@ -1661,6 +1667,10 @@ COMMENT ON FUNCTION @extschema@._possync_inactive(regclass, name, text) IS 'inte
  * inactive_field	the local column that deactivate sets; found by usual names
  *					(active, archived, ...) of boolean columns if null
  * inactive_value	to which value
+ * after_create		methods that are called at the remote, in this order, for rows
+ *					that a push has created there; an empty array: none.  Of
+ *					"confirm=confirmed|done" the state that comes of it is
+ *					verified.  A method may be called for a row again
  *
  * A change of what is read or of how rows are recognised makes the next pull
  * read every row.  Returns what is done with rows of the model now.  Errors:
@@ -1673,7 +1683,8 @@ CREATE FUNCTION @extschema@.possync_set_model(model text, name text DEFAULT NULL
 											  on_conflict text DEFAULT NULL,
 											  on_delete text DEFAULT NULL,
 											  inactive_field name DEFAULT NULL,
-											  inactive_value text DEFAULT NULL)
+											  inactive_value text DEFAULT NULL,
+											  after_create text[] DEFAULT NULL)
 RETURNS text LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -1741,8 +1752,20 @@ BEGIN
 			HINT = format('Say which column is set to what: possync_set_model(%L, on_delete => ''deactivate'', inactive_field => ..., inactive_value => ...).', old.name);
 	END IF;
 
+	IF array_position($11, NULL) IS NOT NULL
+	   OR EXISTS (SELECT FROM unnest($11) u (call) WHERE call !~ '^[[:alpha:]_]\w*(=[^=|]+(\|[^=|]+)*)?$') THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = 'invalid value for after_create',
+			HINT = 'Write methods, as {quote,confirm}; confirm=confirmed|done verifies the state that comes of it.';
+	ELSIF $11 <> '{}' AND NOT @extschema@._possync_calls(old.server) THEN
+		RAISE feature_not_supported USING
+			MESSAGE = format('nothing can be called at server "%s" after rows were created', old.server),
+			HINT = 'Let a trigger of the table there do it.';
+	END IF;
+
 	UPDATE @extschema@.synchronize_model m
 	SET name = coalesce($2, m.name),
+		after_create = CASE WHEN $11 IS NULL THEN m.after_create ELSE nullif($11, '{}') END,
 		on_delete = coalesce($8, m.on_delete),
 		inactive_field = CASE WHEN coalesce($8, m.on_delete) = 'deactivate' THEN inactive.field END,
 		inactive_value = CASE WHEN coalesce($8, m.on_delete) = 'deactivate' THEN inactive.value END,
@@ -1765,7 +1788,7 @@ BEGIN
 	RETURN format('%s (remote %s): %s%s', new.name, new.remote, @extschema@._possync_does(new.id),
 				  '; changes found by ' || array_to_string(new.change_columns, ', '));
 END $$;
-COMMENT ON FUNCTION @extschema@.possync_set_model(text, text, text, text, text, text[], text, text, name, text) IS 'changes a model; null leaves a property as it is';
+COMMENT ON FUNCTION @extschema@.possync_set_model(text, text, text, text, text, text[], text, text, name, text, text[]) IS 'changes a model; null leaves a property as it is';
 
 /*
  * _possync_check_match

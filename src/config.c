@@ -177,7 +177,7 @@ pos_config_models(const char *name, char **server)
 						  " m.key_columns::text[], m.on_unknown,"
 						  " m.on_match = 'update', m.change_columns, m.server,"
 						  " m.on_conflict, m.on_delete, m.inactive_field::text,"
-						  " m.inactive_value"
+						  " m.inactive_value, m.after_create"
 						  " FROM @.synchronize_model r"
 						  " JOIN @.synchronize_model m ON m.server = r.server"
 						  " WHERE r.name = $1"
@@ -213,6 +213,7 @@ pos_config_models(const char *name, char **server)
 		model->on_delete = parse_on_delete(get_string(i, 11));
 		model->inactive_field = get_string(i, 12);
 		model->inactive_value = get_string(i, 13);
+		model->after = get_strings(i, 14, &model->nafter);
 		models = lappend(models, model);
 	}
 	SPI_freetuptable(SPI_tuptable);

@@ -38,6 +38,7 @@
 #define POS_CAP_LATE_KEYS	0x20	/* keys of rows are known once they are
 									 * inserted: those made before stand for
 									 * them until then, see settled */
+#define POS_CAP_CALLS		0x40	/* methods can be called for rows */
 
 /* In which form a column is delivered */
 typedef enum PosForm
@@ -162,6 +163,11 @@ typedef enum PosStepKind
 								 * the end of the write */
 	POS_STEP_INSERT,			/* inserts rows, all of them */
 	POS_STEP_UPDATE,			/* sets columns of the rows with these keys */
+	POS_STEP_CALL,				/* calls the methods in columns, one after the
+								 * other, for the rows with these keys, which
+								 * may be those that INSERT was given; fails
+								 * if the state that one tells behind a "="
+								 * does not come of it */
 	POS_STEP_DELETE				/* deletes the rows with these keys */
 } PosStepKind;
 

@@ -35,7 +35,7 @@ static uint64 received(PosConnection *connection);
 const PosConnectionOps pos_connection_tryton = {
 	.wrapper = "possync_tryton",
 	.capabilities = POS_CAP_CHANGED | POS_CAP_WRITE | POS_CAP_DIGEST |
-	POS_CAP_LATE_KEYS,
+	POS_CAP_LATE_KEYS | POS_CAP_CALLS,
 	.naming = "Write the model as Tryton does, as product.template, and what a many2many field links as product.template:categories.",
 	.accepts = accepts,
 	.propose = propose,

@@ -13,6 +13,7 @@
 
 PG_FUNCTION_INFO_V1(possync_remote_name);
 PG_FUNCTION_INFO_V1(possync_tells_changes);
+PG_FUNCTION_INFO_V1(possync_calls);
 PG_FUNCTION_INFO_V1(possync_remote_models);
 PG_FUNCTION_INFO_V1(possync_remote_fields);
 
@@ -71,7 +72,18 @@ possync_remote_name(PG_FUNCTION_ARGS)
 Datum
 possync_tells_changes(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL(ops_of(NameStr(*PG_GETARG_NAME(0)))->capabilities & POS_CAP_CHANGED);
+	PG_RETURN_BOOL((ops_of(NameStr(*PG_GETARG_NAME(0)))->capabilities & POS_CAP_CHANGED) != 0);
+}
+
+/*
+ * SQL: _possync_calls(server name) returns boolean
+ *
+ * Whether methods can be called for rows at a server.
+ */
+Datum
+possync_calls(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL((ops_of(NameStr(*PG_GETARG_NAME(0)))->capabilities & POS_CAP_CALLS) != 0);
 }
 
 /* Returns a connection that can be asked what there is. */

@@ -150,6 +150,8 @@ struct PosModel
 	char	   *inactive_value;
 	int			nchange;
 	char	  **change;
+	int			nafter;			/* methods called for rows created there */
+	char	  **after;
 	char	   *position;		/* NULL: never read, or not yet all */
 	char	   *source;
 	bool		complete;		/* all has been read once */

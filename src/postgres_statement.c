@@ -354,6 +354,8 @@ pos_pg_statement(PosPgSession *session, PosStep *step)
 			appendStringInfoString(&sql, " WHERE ");
 			append_key(&sql, step->table);
 			break;
+		case POS_STEP_CALL:
+			elog(ERROR, "methods cannot be called");
 	}
 	return sql.data;
 }

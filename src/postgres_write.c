@@ -156,6 +156,7 @@ take_result(PosPgSession *session, PosStep *step)
 			break;
 		case POS_STEP_CLAIM:
 		case POS_STEP_EXPECT:
+		case POS_STEP_CALL:
 			break;
 		case POS_STEP_INSERT:
 			step->affected = step->again ?

@@ -254,6 +254,9 @@ needs_step(PosModel *model, PosStepKind kind, int flags)
 				((flags & POS_ROW_UPDATED) ||
 				 ((flags & (POS_ROW_MATCHED | POS_ROW_UNSURE | POS_ROW_THERE)) &&
 				  !(flags & POS_ROW_NEEDED) && model->update_matched));
+		case POS_STEP_CALL:
+			return model->nafter > 0 &&
+				(flags & (POS_ROW_NEW | POS_ROW_CREATED | POS_ROW_UNSURE));
 		default:
 			return false;
 	}
@@ -268,6 +271,11 @@ add_step(PosModel *model, PosStepKind kind, PosSteps *steps)
 	for (int i = 0; i < model->nwritten; i++)
 		if (has_column(kind, model, model->written[i]))
 			step->columns[step->ncolumns++] = model->written[i]->remote;
+	if (kind == POS_STEP_CALL)
+	{
+		step->columns = (const char **) model->after;
+		step->ncolumns = model->nafter;
+	}
 	return step;
 }
 
@@ -454,6 +462,8 @@ pos_steps_batch(PosRun *run, PosBatch *batch, PosSteps *steps)
 			add_rows(run, lfirst(lc), POS_STEP_INSERT, 0, steps);
 		foreach(lc, batch->models)
 			add_rows(run, lfirst(lc), POS_STEP_UPDATE, 0, steps);
+		foreach(lc, batch->models)
+			add_rows(run, lfirst(lc), POS_STEP_CALL, 0, steps);
 		for (int i = list_length(batch->models) - 1; i >= 0; i--)
 			add_rows(run, list_nth(batch->models, i), POS_STEP_DELETE, 0, steps);
 	}

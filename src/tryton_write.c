@@ -21,6 +21,9 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+/* Records that a method is called for at once */
+#define CALL_ROWS		50
+
 /* Makes provisional keys. */
 static void
 make_keys(PosStep *step)
@@ -195,6 +198,88 @@ delete(PosTrytonWrite *w, PosStep *step)
 	(void) pos_tryton_change(w, model, "delete", params.data);
 }
 
+/* Whether a state is one of those in a list, "confirmed|done". */
+static bool
+is_one_of(const char *state, const char *states)
+{
+	for (;; states++)
+	{
+		Size		len = strcspn(states, "|");
+
+		if (strlen(state) == len && memcmp(state, states, len) == 0)
+			return true;
+		states += len;
+		if (*states == '\0')
+			return false;
+	}
+}
+
+/*
+ * Errors if records are not in one of some states: a method that is called in the
+ * wrong one does nothing, and says nothing.
+ */
+static void
+verify(PosTrytonWrite *w, const char *model, const char *ids, const char *method,
+	   const char *states)
+{
+	Jsonb	   *rows = pos_tryton_call(w->session, psprintf("model.%s.read", model),
+									   psprintf("[%s],[\"state\"],", ids));
+
+	if (!JB_ROOT_IS_ARRAY(rows))
+		pos_tryton_odd(w->session);
+	for (int i = 0; i < JB_ROOT_COUNT(rows); i++)
+	{
+		char	   *state = pos_tryton_text(pos_tryton_row(&rows->root, i), "state");
+
+		if (state == NULL || !is_one_of(state, states))
+			ereport(ERROR,
+					(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
+					 errmsg("a record of %s is in state \"%s\" after \"%s\"", model,
+							state == NULL ? "" : state, method),
+					 errdetail("Expected is %s.", states)));
+	}
+}
+
+/* Calls a step's methods for some records. */
+static void
+call_for(PosTrytonWrite *w, PosStep *step, const char *model, const char *ids)
+{
+	for (int i = 0; i < step->ncolumns; i++)
+	{
+		char	   *method = pstrdup(step->columns[i]);
+		char	   *states = strchr(method, '=');
+
+		if (states != NULL)
+			*states++ = '\0';
+		(void) pos_tryton_change(w, model, method, psprintf("[%s],", ids));
+		if (states != NULL)
+			verify(w, model, ids, method, states);
+	}
+}
+
+/* Carries out a step that calls methods, which may take their time. */
+static void
+call_methods(PosTrytonWrite *w, PosStep *step)
+{
+	char	   *model;
+	char	   *field;
+	JsonbContainer *rows = pos_tryton_rows(step);
+	StringInfoData ids;
+
+	if (pos_tryton_is_link(step->table->remote, &model, &field))
+		return;
+	initStringInfo(&ids);
+	for (int i = 0; i < step->nrows; i++)
+	{
+		appendStringInfo(&ids, "%s" INT64_FORMAT, ids.len > 0 ? "," : "",
+						 pos_tryton_id(w, pos_tryton_key(pos_tryton_row(rows, i), "id")));
+		if ((i + 1) % CALL_ROWS != 0 && i + 1 < step->nrows)
+			continue;
+		call_for(w, step, model, ids.data);
+		resetStringInfo(&ids);
+	}
+}
+
 /* See connection.h: send */
 void
 pos_tryton_write_send(PosConnection *connection, PosStep **steps, int nsteps,
@@ -257,6 +342,9 @@ pos_tryton_write_receive(PosConnection *connection)
 				break;
 			case POS_STEP_UPDATE:
 				update(&w, step);
+				break;
+			case POS_STEP_CALL:
+				call_methods(&w, step);
 				break;
 			case POS_STEP_DELETE:
 				delete(&w, step);

@@ -29,7 +29,7 @@ SELECT results_eq(
 	  ('possync_capture', ''),
 	  ('possync_compare', 'model text, direction text DEFAULT NULL::text, condition text DEFAULT NULL::text'),
 	  ('possync_control', 'model text, direction text DEFAULT NULL::text, condition text DEFAULT NULL::text'),
-	  ('possync_create_table', 'server name, model text, fields text[] DEFAULT NULL::text[], schema name DEFAULT CURRENT_SCHEMA'),
+	  ('possync_create_table', 'server name, model text, fields text[] DEFAULT NULL::text[], schema name DEFAULT "current_schema"()'),
 	  ('possync_discard', 'id bigint, because text'),
 	  ('possync_explain', 'relation regclass, key text'),
 	  ('possync_log', 'relation regclass, key name[] DEFAULT NULL::name[]'),
@@ -50,7 +50,7 @@ SELECT results_eq(
 	  ('possync_retry', 'id bigint'),
 	  ('possync_schedule', 'model text, direction text, every interval DEFAULT ''00:01:00''::interval, jitter interval DEFAULT NULL::interval'),
 	  ('possync_set_field', 'model text, field name, copy boolean DEFAULT NULL::boolean, match boolean DEFAULT NULL::boolean, remote text DEFAULT NULL::text, fixed text DEFAULT NULL::text'),
-	  ('possync_set_model', 'model text, name text DEFAULT NULL::text, remote text DEFAULT NULL::text, on_unknown text DEFAULT NULL::text, on_match text DEFAULT NULL::text, change_columns text[] DEFAULT NULL::text[], on_conflict text DEFAULT NULL::text, on_delete text DEFAULT NULL::text, inactive_field name DEFAULT NULL::name, inactive_value text DEFAULT NULL::text'),
+	  ('possync_set_model', 'model text, name text DEFAULT NULL::text, remote text DEFAULT NULL::text, on_unknown text DEFAULT NULL::text, on_match text DEFAULT NULL::text, change_columns text[] DEFAULT NULL::text[], on_conflict text DEFAULT NULL::text, on_delete text DEFAULT NULL::text, inactive_field name DEFAULT NULL::name, inactive_value text DEFAULT NULL::text, after_create text[] DEFAULT NULL::text[]'),
 	  ('possync_tree', 'model text, fields boolean DEFAULT true'),
 	  ('possync_unlog', 'relation regclass'),
 	  ('possync_unqueue', 'model text'),
@@ -80,7 +80,7 @@ SELECT bag_eq(
 	$$VALUES ('possync_pull'::name), ('possync_postgres_validator'), ('possync_push'), ('possync_capture'),
 	  ('_possync_forget_captures'), ('possync_retry'), ('possync_resolve'), ('possync_discard'), ('possync_explain'),
 	  ('_possync_wake'), ('possync_compare'), ('possync_control'), ('_possync_resend'), ('possync_log_change'), ('possync_processes'), ('_possync_is_preloaded'), ('_possync_running'),
-	  ('possync_tryton_validator'), ('possync_remote_models'), ('possync_remote_fields'), ('_possync_remote'), ('_possync_tells_changes')$$,
+	  ('possync_tryton_validator'), ('possync_remote_models'), ('possync_remote_fields'), ('_possync_remote'), ('_possync_tells_changes'), ('_possync_calls')$$,
 	'but those in C');
 SELECT bag_eq(
 	$$SELECT proname FROM functions WHERE NOT has_function_privilege('api_nobody', oid, 'EXECUTE')$$,

@@ -139,6 +139,52 @@ sub ask_error
 	return $err;
 }
 
+# Tables made from what the server tells
+$till->safe_psql('postgres', 'CREATE DATABASE fresh');
+$erp->connect_till($till, dbname => 'fresh');
+sub fresh { return $till->safe_psql('fresh', $_[0]) }
+is(fresh("SELECT count(*) > 100 FROM possync_remote_models('erp') WHERE model LIKE '%.%'"), 't', 'what there is');
+is(fresh("SELECT concat_ws(' ', kind, type, refers_to, key, required, stored) FROM possync_remote_fields('erp', 'product.template') WHERE field = 'default_uom'"),
+	'many2one integer product.uom f t t', 'and of what');
+is(fresh("SELECT string_agg(model || ' ' || relation, ',') FROM possync_create_table('erp', 'product.product', '{template,code,active,template.name,list_price}')"),
+	'product_product product_product,product_template product_template,product_uom product_uom,product_uom_category product_uom_category',
+	'a table, and those it depends on');
+fresh("SELECT * FROM possync_create_table('erp', 'product.category', '{name,parent,templates}')");
+is(fresh("SELECT string_agg(status || ' ' || coalesce(error, ''), ',') FROM unnest('{product_product,product_category,product_category_templates}'::text[]) m, possync_pull(m)"),
+	'ok ,ok ,ok ', 'are pulled');
+is(fresh("SELECT string_agg(concat_ws(' ', code, template_name, list_price), ',' ORDER BY code) FROM product_product WHERE code LIKE 'COF%'"),
+	fresh("SELECT string_agg(concat_ws(' ', p.code, t.name, '2.75'), ',' ORDER BY p.code) FROM product_product p JOIN product_template t ON t.id = template WHERE p.code LIKE 'COF%'"),
+	'as they are there');
+is(fresh("SELECT count(*) FROM product_category_templates"), $erp->sql('SELECT count(*) FROM "product_template-product_category"'), 'links, too');
+like(($till->psql('fresh', "SELECT * FROM possync_create_table('erp', 'sale.sale', '{nosuch}')"))[2], qr/remote model "sale.sale" has no field "nosuch"/, 'no such field');
+like(($till->psql('fresh', "SELECT * FROM possync_create_table('erp', 'sale.sale', '{lines}')"))[2], qr/is no column.*make a table for that/s, 'a list is no column');
+like(($till->psql('fresh', "SELECT * FROM possync_create_table('erp', 'no.such')"))[2], qr/remote model "no.such" cannot be read/, 'no such model');
+
+# Both sides compared, and what was deleted there
+is(ask("SELECT count(*) FROM possync_compare('product_product')"), 0, 'nothing differs');
+ask("UPDATE product_template SET name = 'here' WHERE code = 'COF'");
+is(ask("SELECT string_agg(model_name || ' ' || difference, ',') FROM possync_compare('product_product')"), 'product_template different', 'this does');
+is(ask("SELECT count(*) FROM possync_repair('product_product', dry_run => false)"), 1, 'mended');
+is(ask("SELECT count(*) FROM possync_compare('product_product')"), 0, 'nothing differs any more');
+ask('DELETE FROM product_template_category');
+is(ask("SELECT string_agg(DISTINCT difference, ',') FROM possync_compare('product_template_category')"), 'lost here', 'links are gone');
+ask("SELECT * FROM possync_repair('product_template_category', dry_run => false)");
+is(ask('SELECT count(*) FROM product_template_category'), $erp->sql('SELECT count(*) FROM "product_template-product_category"'), 'and back');
+is(ask("SELECT bool_and(equal) FROM possync_control('product_product')"), 't', 'sums are the same');
+ask("SELECT possync_set_model(m, on_delete => 'delete') FROM unnest('{product_product,product_template,product_template_category}'::text[]) m");
+$erp->call('model.product.product.delete', $erp->call('model.product.product.search', [ [ 'template', '=', $rum ] ], 0, undef, undef));
+$erp->call('model.product.template.delete', [$rum]);
+ask("ALTER DATABASE postgres SET possync.compare_interval = 0");
+$session->quit;
+$session = Possync::Session->new($till);
+pull('product_template_category');
+pull('product_product') for 1 .. 2;
+is(ask("SELECT count(*) FROM product_template WHERE name = 'Rum'"), 0, 'deleted there, and here');
+is(ask('SELECT count(*) FROM product_product'), $erp->sql('SELECT count(*) FROM product_product'), 'with what belonged to it');
+ask("ALTER DATABASE postgres RESET possync.compare_interval");
+$session->quit;
+$session = Possync::Session->new($till);
+
 # A session that the server has forgotten is renewed, once
 $erp->sql('DELETE FROM ir_session');
 undef $erp->{authorization};

@@ -95,6 +95,38 @@ ask("SELECT possync_set_field('sale_sale', 'reference', match => true); SELECT p
 	SELECT possync_retry(id) FROM possync_quarantine");
 like(push_sales(), qr/^ok 2 /, 'with them');
 
+# Methods that are called for new sales, and verified
+my $address = $erp->sql("SELECT a.id FROM party_address a JOIN party_party p ON p.id = a.party WHERE p.code = 'WALKIN'");
+ask("ALTER TABLE sale_sale ADD invoice_address integer, ADD shipment_address integer, ADD state text;
+	SELECT * FROM possync_add_model('sale_sale', 'erp');
+	SELECT possync_set_field('sale_sale', 'state', copy => false);
+	SELECT possync_set_model('sale_sale', after_create => '{quote,confirm=confirmed|processing|done}')");
+
+sub sell_there
+{
+	return ask(join '', map { "BEGIN; SELECT sell('$_', 1); UPDATE sale_sale SET invoice_address = $address, shipment_address = $address WHERE reference = '$_'; COMMIT;" } @_);
+}
+sell_there('E1', 'E2', 'E3');
+is(push_sales(), 'ok 6 0 0', 'three sales');
+is($erp->sql("SELECT string_agg(DISTINCT state, ',') FROM sale_sale WHERE reference LIKE 'E%'"), 'processing', 'are confirmed');
+is($erp->sql("SELECT count(*) FROM sale_sale WHERE reference LIKE 'E%' AND number IS NOT NULL"), 3, 'and have a number');
+ask("SELECT sell('F1', 1)");
+sell_there('F2');
+like(push_sales(), qr/^ok \d+ \d+ 1$/, 'one that cannot be quoted waits');
+like(ask('SELECT message FROM possync_quarantine'), qr/address/i, 'it says why');
+is($erp->sql("SELECT string_agg(reference || ' ' || state, ',' ORDER BY reference) FROM sale_sale WHERE reference LIKE 'F%'"),
+	'F1 draft,F2 processing', 'the other does not');
+ask("UPDATE sale_sale SET invoice_address = $address, shipment_address = $address WHERE reference = 'F1';
+	SELECT possync_retry(id) FROM possync_quarantine");
+like(push_sales(), qr/^ok/, 'it goes on once it is mended');
+is($erp->sql("SELECT string_agg(reference || ' ' || state, ',' ORDER BY reference) FROM sale_sale WHERE reference LIKE 'F%'"),
+	'F1 processing,F2 processing', 'both are confirmed, once');
+ask("SELECT possync_set_model('sale_sale', after_create => '{quote=done}')");
+sell_there('G1');
+push_sales();
+like(ask('SELECT message FROM possync_quarantine'), qr/a record of sale.sale is in state "quotation" after "quote"/, 'a state that is not the one expected');
+like(($till->psql('postgres', "SELECT possync_set_model('sale_sale', after_create => '{no such}')"))[2], qr/invalid value for after_create/, 'no method');
+
 # Rights and names
 $erp->connect_till($till, dbname => 'template1', user => 'nobody', password => 'x');
 is($till->psql('template1', "SELECT * FROM possync_remote_models('erp')"), 3, 'an unknown user is refused');

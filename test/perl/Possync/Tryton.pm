@@ -30,6 +30,7 @@ use warnings FATAL => 'all';
 
 use Fcntl qw(:flock);
 use HTTP::Tiny;
+use IO::Socket::INET;
 use JSON::PP;
 use MIME::Base64;
 use POSIX ();
@@ -48,11 +49,12 @@ sub installed
 	return -x '/usr/bin/trytond' && -x '/usr/bin/trytond-admin';
 }
 
-# Returns a running server with a database of its own.
+# Returns a running server with a database of its own.  Options: ssl, names of key
+# and certificate
 sub new
 {
-	my ($class, $name) = @_;
-	my $self = bless { name => $name, database => 'shop' }, $class;
+	my ($class, $name, %options) = @_;
+	my $self = bless { name => $name, database => 'shop', %options }, $class;
 	my $template = $ENV{POSSYNC_TRYTON_TEMPLATE} // "$PostgreSQL::Test::Utils::tmp_check/tryton";
 
 	$self->{node} = PostgreSQL::Test::Cluster->new($name);
@@ -125,6 +127,7 @@ minconn = 4
 [session]
 max_attempt = @{[ $self->{max_attempt} // 5 ]}
 EOC
+	print $file "[ssl]\nprivatekey = $self->{ssl}[0]\ncertificate = $self->{ssl}[1]\n" if $self->{ssl};
 	close $file;
 	open $file, '>', $pass or die "$pass: $!";
 	print $file "$password\n";
@@ -174,6 +177,8 @@ sub start
 			{ headers => { 'Content-Type' => 'application/json' },
 				content => '{"id":0,"method":"common.server.version","params":[]}' });
 		return if $answer->{success};
+		# who does not speak HTTP there is up, too
+		return if $self->{ssl} && IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $self->{port});
 		die 'trytond ended: ' . slurp_file($self->log) if waitpid($self->{pid}, POSIX::WNOHANG()) != 0;
 		sleep 0.1;
 	}
