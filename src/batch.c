@@ -54,19 +54,19 @@ is_in(PosBatch *batch, int64 txid)
  * The search begins at *from, which is moved forward: what is behind it is in
  * the queue no more, and a long queue is not full of dead entries that each
  * search has to pass.  A transaction that appears behind it is found by a
- * search from 0.
+ * search from 0.  It ends at to.
  */
 int
 pos_batch_pick(PosRun *run, PosBatch *flying, int entries, int64 bytes,
-			   int64 *from, Datum **txids)
+			   int64 *from, int64 to, Datum **txids)
 {
 	bool		beside = flying != NULL &&
 	DatumGetInt64(flying->txids[flying->ntxids - 1]) >= *from;
-	Oid			types[] = {INT2ARRAYOID, INT4OID, INT8OID};
+	Oid			types[] = {INT2ARRAYOID, INT4OID, INT8OID, INT8OID};
 	Datum		values[] = {
 		pos_config_ids(run->tree->models),
 		Int32GetDatum(entries + (beside ? flying->nentries : 0)),
-		Int64GetDatum(*from)
+		Int64GetDatum(*from), Int64GetDatum(to)
 	};
 	uint64		n;
 	int			picked = 0;
@@ -76,7 +76,8 @@ pos_batch_pick(PosRun *run, PosBatch *flying, int entries, int64 bytes,
 	n = pos_store_execute("WITH seen AS MATERIALIZED (SELECT txid, id,"
 						  " pg_column_size(image) AS size"
 						  " FROM @.synchronize_queue"
-						  " WHERE txid >= $3 AND model = ANY ($1) AND txid <> ALL"
+						  " WHERE txid >= $3 AND txid <= $4"
+						  " AND model = ANY ($1) AND txid <> ALL"
 						  " (ARRAY(SELECT txid FROM @.synchronize_held))"
 						  " ORDER BY txid, id LIMIT $2),"
 						  " every AS (SELECT txid, max(id) AS last,"
@@ -86,7 +87,7 @@ pos_batch_pick(PosRun *run, PosBatch *flying, int entries, int64 bytes,
 						  " WHERE q.txid = every.txid AND q.id > last"
 						  " AND model = ANY ($1)),"
 						  " (SELECT count(*) FROM seen) = $2 FROM every"
-						  " ORDER BY txid", 3, types, values, NULL);
+						  " ORDER BY txid", 4, types, values, NULL);
 	*txids = palloc(Max(n, 1) * sizeof(Datum));
 	for (uint64 i = 0; i < n; i++)
 	{
@@ -110,8 +111,29 @@ pos_batch_pick(PosRun *run, PosBatch *flying, int entries, int64 bytes,
 	}
 	SPI_freetuptable(SPI_tuptable);
 	if (partial && picked == 0)
-		return pos_batch_pick(run, flying, entries * 2, bytes, from, txids);
+		return pos_batch_pick(run, flying, entries * 2, bytes, from, to, txids);
 	return picked;
+}
+
+/*
+ * Returns up to which transaction batches of a server have been sent that are still
+ * open, 0 if none is.
+ */
+int64
+pos_batch_open_to(const char *server)
+{
+	Oid			types[] = {NAMEOID};
+	Datum		values[] = {DirectFunctionCall1(namein, CStringGetDatum(server))};
+	bool		isnull;
+	int64		to;
+
+	(void) pos_store_execute("SELECT coalesce(max(last_txid), 0) FROM @.synchronize_batch"
+							 " WHERE server = $1 AND NOT given_up",
+							 1, types, values, NULL);
+	to = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+									 &isnull));
+	SPI_freetuptable(SPI_tuptable);
+	return to;
 }
 
 /* Returns a column of the row that a statement has just returned. */

@@ -125,6 +125,26 @@ find_session(const PosConnectionOps *ops, ForeignServer *server,
 	return entry->session;
 }
 
+/* Returns the kind of a server; errors if it is none of possync's. */
+const PosConnectionOps *
+pos_connection_kind(const char *servername)
+{
+	ForeignServer *server = GetForeignServerByName(servername, false);
+	ForeignDataWrapper *wrapper = GetForeignDataWrapper(server->fdwid);
+	const PosConnectionOps *ops = pos_connection_ops(wrapper->fdwname);
+
+	if (ops == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("server \"%s\" cannot be used by possync",
+						servername),
+				 errdetail("It belongs to foreign data wrapper \"%s\".",
+						   wrapper->fdwname),
+				 errhint("Create the server for foreign data wrapper \"%s\".",
+						 pos_connection_postgres.wrapper)));
+	return ops;
+}
+
 /*
  * Returns an open session with a server for the current user.
  *
@@ -136,20 +156,9 @@ PosConnection *
 pos_connection_get(const char *servername)
 {
 	ForeignServer *server = GetForeignServerByName(servername, false);
-	ForeignDataWrapper *wrapper = GetForeignDataWrapper(server->fdwid);
-	const PosConnectionOps *ops = pos_connection_ops(wrapper->fdwname);
+	const PosConnectionOps *ops = pos_connection_kind(servername);
 	PosConnection *connection;
 	AclResult	aclresult;
-
-	if (ops == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("server \"%s\" cannot be used by possync",
-						servername),
-				 errdetail("It belongs to foreign data wrapper \"%s\".",
-						   wrapper->fdwname),
-				 errhint("Create the server for foreign data wrapper \"%s\".",
-						 pos_connection_postgres.wrapper)));
 
 	aclresult = pos_compat_server_aclcheck(server->serverid, GetUserId(),
 										   ACL_USAGE);

@@ -37,7 +37,8 @@
 #define POS_CAP_DIGEST		0x10	/* can tell hashes of rows, see digest.h */
 #define POS_CAP_LATE_KEYS	0x20	/* keys of rows are known once they are
 									 * inserted: those made before stand for
-									 * them until then, see settled */
+									 * them until then, and are negative, see
+									 * settled */
 #define POS_CAP_CALLS		0x40	/* methods can be called for rows */
 
 /* In which form a column is delivered */
@@ -447,6 +448,7 @@ struct PosConnection
 /* in connection.c */
 extern PosConnection *pos_connection_get(const char *servername);
 extern const PosConnectionOps *pos_connection_ops(const char *wrapper);
+extern const PosConnectionOps *pos_connection_kind(const char *servername);
 pos_noreturn extern void pos_connection_in_use(PosConnection *connection);
 
 /* in connection_postgres.c */

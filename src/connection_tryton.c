@@ -129,6 +129,7 @@ end_read(PosTrytonSession *session)
 	if (session->read_context != NULL)
 		MemoryContextDelete(session->read_context);
 	session->read_context = NULL;
+	session->row_context = NULL;
 	session->tables = NULL;
 	session->pages = NULL;
 	session->plan = NULL;
@@ -142,7 +143,12 @@ ended(PosConnection *connection, int level)
 	bool		failed = session->busy >= Max(level, 1);
 
 	if (failed)
+	{
 		connection->broken = true;
+		session->steps = NULL;
+		session->pending = NULL;
+		session->learning = false;
+	}
 	if (failed || connection->level >= level)
 	{
 		pos_http_cancel(session->http);
@@ -167,6 +173,8 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 	session->read_context = AllocSetContextCreate(connection->context,
 												  "possync read",
 												  ALLOCSET_DEFAULT_SIZES);
+	session->row_context = AllocSetContextCreate(session->read_context, "possync row",
+												 ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(session->read_context);
 	pos_tryton_open(session);
 	pos_tryton_positions_read(session, tables, ntables);

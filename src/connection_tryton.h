@@ -82,6 +82,7 @@ typedef struct PosTrytonPages
 	int64		last;			/* no row up to this id is asked for again */
 	bool		asked;			/* the next page is on its way */
 	bool		more;			/* there may be one */
+	bool		whole;			/* until one is empty */
 	MemoryContext page_context; /* of the page at hand */
 	JsonbContainer *rows;
 	int			nrows;
@@ -96,7 +97,7 @@ typedef struct PosTrytonPages
 typedef struct PosTrytonCall
 {
 	int32		id;
-	const char *method;
+	char		method[4 * NAMEDATALEN];
 	bool		once;
 	StringInfoData body;
 } PosTrytonCall;
@@ -114,23 +115,27 @@ typedef struct PosTrytonSession
 
 	/* of the login */
 	char	   *authorization;	/* NULL: not logged in */
+	TimestampTz learned_at;		/* what follows */
+	bool		learning;
 	char	   *context;		/* members of every call's context, as JSON */
 	char	   *source;			/* identity of the database */
 	TimestampTz refused_at;		/* when a login was refused; 0: never */
 	char	   *refusal;
 
 	PosTrytonCall call;			/* the one on its way */
-	const char *method;			/* for messages */
+	char		method[4 * NAMEDATALEN];	/* for messages */
 	uint64		received_before;	/* at begin or send */
 
 	MemoryContext models_context;
 	List	   *models;			/* PosTrytonModel, in models_context */
+	int			most_rows;		/* of a page that it has given */
 
 	int64		offset;			/* what its clock is ahead of ours,
 								 * microseconds */
 
 	/* of a read, in its own context */
 	MemoryContext read_context;
+	MemoryContext row_context;	/* of what is made of one row */
 	PosTable  **tables;
 	char	   *buffers;		/* of their next positions */
 	PosTrytonPages *pages;		/* of the table at hand */
@@ -153,6 +158,8 @@ typedef struct PosTrytonWrite
 	struct HTAB *rows;			/* new rows by their provisional keys */
 	List	   *all;			/* new rows, in the order of the steps */
 	List	   *links;			/* PosTrytonLink, likewise */
+	List	   *renewed;		/* new rows in the place of some that were
+								 * gone */
 } PosTrytonWrite;
 
 /* A row of a link table */
@@ -226,7 +233,7 @@ extern void pos_tryton_position_end(PosTrytonSession *session, PosTable *table);
 
 /* in tryton_page.c */
 extern PosTrytonPages *pos_tryton_pages(PosTable *table, const char *domain,
-										const char *fields, int size);
+										const char *fields, int size, bool whole);
 extern bool pos_tryton_next(PosTrytonSession *session, PosTrytonPages *pages,
 							JsonbContainer **row, int64 *link);
 
@@ -253,8 +260,9 @@ extern void pos_tryton_change_links(PosTrytonWrite *w, const char *model,
 extern void pos_tryton_create_begin(PosTrytonWrite *w);
 extern void pos_tryton_create_take(PosTrytonWrite *w, PosStep *step);
 extern void pos_tryton_create(PosTrytonWrite *w);
-extern int64 pos_tryton_id(PosTrytonWrite *w, int64 key);
-extern int64 pos_tryton_key_age(int64 key);
+extern int64 pos_tryton_id(PosTrytonWrite *w, const char *model, int64 key);
+extern int64 pos_tryton_key_age(PosTrytonSession *session, int64 key);
+extern int	pos_tryton_longest_call(PosTrytonSession *session);
 
 /* in tryton_match.c */
 extern void pos_tryton_match(PosTrytonSession *session, PosStep *step);

@@ -6,7 +6,6 @@
 
 #include "connection.h"
 #include "fmgr.h"
-#include "foreign/foreign.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -16,21 +15,6 @@ PG_FUNCTION_INFO_V1(possync_tells_changes);
 PG_FUNCTION_INFO_V1(possync_calls);
 PG_FUNCTION_INFO_V1(possync_remote_models);
 PG_FUNCTION_INFO_V1(possync_remote_fields);
-
-/* Returns what serves a server; errors if that is none of ours. */
-static const PosConnectionOps *
-ops_of(const char *servername)
-{
-	ForeignServer *server = GetForeignServerByName(servername, false);
-	const PosConnectionOps *ops =
-	pos_connection_ops(GetForeignDataWrapper(server->fdwid)->fdwname);
-
-	if (ops == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("server \"%s\" cannot be used by possync", servername)));
-	return ops;
-}
 
 /*
  * SQL: _possync_remote(server name, relation regclass, remote text) returns text
@@ -48,7 +32,7 @@ possync_remote_name(PG_FUNCTION_ARGS)
 
 	if (PG_ARGISNULL(0) || (PG_ARGISNULL(1) && PG_ARGISNULL(2)))
 		PG_RETURN_NULL();
-	ops = ops_of(NameStr(*PG_GETARG_NAME(0)));
+	ops = pos_connection_kind(NameStr(*PG_GETARG_NAME(0)));
 	if (PG_ARGISNULL(2))
 	{
 		relid = PG_GETARG_OID(1);
@@ -72,7 +56,7 @@ possync_remote_name(PG_FUNCTION_ARGS)
 Datum
 possync_tells_changes(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL((ops_of(NameStr(*PG_GETARG_NAME(0)))->capabilities & POS_CAP_CHANGED) != 0);
+	PG_RETURN_BOOL((pos_connection_kind(NameStr(*PG_GETARG_NAME(0)))->capabilities & POS_CAP_CHANGED) != 0);
 }
 
 /*
@@ -83,7 +67,7 @@ possync_tells_changes(PG_FUNCTION_ARGS)
 Datum
 possync_calls(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL((ops_of(NameStr(*PG_GETARG_NAME(0)))->capabilities & POS_CAP_CALLS) != 0);
+	PG_RETURN_BOOL((pos_connection_kind(NameStr(*PG_GETARG_NAME(0)))->capabilities & POS_CAP_CALLS) != 0);
 }
 
 /* Returns a connection that can be asked what there is. */

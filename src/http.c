@@ -29,6 +29,9 @@
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
+/* Bytes of an answer that are kept for the next one */
+#define KEPT_BYTES		(1024 * 1024)
+
 /* Bytes of all headers of an answer */
 #define MOST_HEADERS	(64 * 1024)
 
@@ -319,6 +322,12 @@ pos_http_send(PosHttp *http, const char *authorization, const char *body,
 	http->left = len;
 	http->offered = http->too_big = http->no_memory = false;
 	http->len = http->header_bytes = 0;
+	if (http->allocated > KEPT_BYTES)
+	{
+		pfree(http->answer);
+		http->answer = NULL;
+		http->allocated = 0;
+	}
 	http->date = 0;
 	http->error[0] = '\0';
 	http->code = CURLE_OK;

@@ -125,7 +125,11 @@ void
 pos_keys_need(PosRun *run, PosModel *model, int n, PosSteps *steps)
 {
 	Stock	   *stock = find_stock(run, model);
-	int			more = run->whole->more ? n : 0;
+	int			more = run->whole->more && !run->whole->late_keys ? n : 0;
+
+	/* they tell when they were made, and cost nothing */
+	if (run->whole->late_keys)
+		empty(stock);
 
 	stock->used = n;
 	if (stock->ncolumns > 0 && n > stock->nkeys - stock->first)
@@ -141,6 +145,8 @@ pos_keys_ahead(PosRun *run, PosBatch *batch, bool more, PosSteps *steps)
 {
 	ListCell   *lc;
 
+	if (run->whole->late_keys)
+		return;
 	foreach(lc, batch->models)
 	{
 		PosModel   *model = lfirst(lc);

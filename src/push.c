@@ -408,11 +408,35 @@ push_next(PosPush *push, int ntxids, Datum *txids)
 
 /* Searches the queue for the next transactions, from push->from on. */
 static int
-search(PosPush *push, PosRun *run, Datum **txids)
+search(PosPush *push, PosRun *run, int64 to, Datum **txids)
 {
 	push->searched = push->from;
 	return pos_batch_pick(run, push->flying ? &push->flying->batch : NULL,
-						  batch_entries, BATCH_BYTES, &push->from, txids);
+						  batch_entries, BATCH_BYTES, &push->from, to, txids);
+}
+
+/*
+ * Picks transactions of batches that are open, and no later ones: a row whose arrival
+ * is in doubt is looked for as it was sent, if nothing but that tells it from others.
+ */
+static int
+repeat_open(PosPush *push, PosRun *run, Datum **txids)
+{
+	int64		from = push->from;
+	int64		to;
+	int			n;
+
+	if (push->flying != NULL ||
+		(pos_connection_kind(run->tree->server)->capabilities & POS_CAP_LATE_KEYS) == 0)
+		return 0;
+	to = pos_batch_open_to(run->tree->server);
+	if (to == 0)
+		return 0;
+	push->from = 0;
+	n = search(push, run, to, txids);
+	if (n == 0)
+		push->from = from;
+	return n;
 }
 
 /* Picks the next transactions; they live in context. */
@@ -427,11 +451,13 @@ pick(PosPush *push, MemoryContext context, Datum **txids)
 	MemoryContextSwitchTo(run->context);
 	run->tree = pos_tree_load(push->root, true);
 	pos_batch_horizon(push);
-	n = search(push, run, &picked);
+	n = repeat_open(push, run, &picked);
+	if (n == 0)
+		n = search(push, run, PG_INT64_MAX, &picked);
 	if (n == 0 && push->from > 0 && push->flying == NULL)
 	{
 		push->from = 0;
-		n = search(push, run, &picked);
+		n = search(push, run, PG_INT64_MAX, &picked);
 	}
 	push->from = Min(push->from, push->horizon.complete + 1);
 	push->more = run->full;

@@ -189,7 +189,8 @@ extern void pos_outgoing_free(PosRun *run);
 
 /* in batch.c */
 extern int	pos_batch_pick(PosRun *run, PosBatch *flying, int entries,
-						   int64 bytes, int64 *from, Datum **txids);
+						   int64 bytes, int64 *from, int64 to, Datum **txids);
+extern int64 pos_batch_open_to(const char *server);
 extern void pos_batch_horizon(PosPush *push);
 extern Datum pos_batch_txids(int ntxids, Datum *txids);
 extern void pos_batch_load_open(PosRun *run);

@@ -43,6 +43,14 @@ mark_rows(PosRun *run, PosModel *model, Decide decide, void *arg)
 	model->outgoing->rows = done;
 }
 
+/* Whether a remote key only stands for one that is not known yet, see connection.h. */
+static bool
+is_provisional(PosRun *run, PosModel *model, Datum remote)
+{
+	return (run->connection->ops->capabilities & POS_CAP_LATE_KEYS) != 0 &&
+		model->remote_int && DatumGetInt64(remote) < 0;
+}
+
 /* Whether all that a row's match fields refer to is at the remote. */
 static bool
 can_match(PosRun *run, PosModel *model, Datum *values, bool *nulls)
@@ -58,8 +66,10 @@ can_match(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 		if (!field->match || field->supplier == NULL)
 			continue;
 		local = pos_outgoing_parent(field->supplier, values, nulls, &isnull);
-		if (!isnull && pos_translation_find(run, field->supplier->parent, local,
-											&remote, &known) != POS_FOUND)
+		if (!isnull &&
+			(pos_translation_find(run, field->supplier->parent, local, &remote,
+								  &known) != POS_FOUND ||
+			 is_provisional(run, field->supplier->parent, remote)))
 			return false;
 	}
 	return true;
@@ -92,8 +102,7 @@ is_looked_for(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flag
 {
 	/* nothing else tells whether it has been sent before */
 	if (has_late_key(run, model))
-		return ((flags & POS_ROW_UNKNOWN) ||
-				((flags & POS_ROW_UNSURE) && !(flags & POS_ROW_DELETED))) &&
+		return (flags & (POS_ROW_UNKNOWN | POS_ROW_UNSURE)) &&
 			can_match(run, model, values, nulls);
 
 	if (model->on_unknown == POS_CREATE_ONLY)
@@ -115,7 +124,11 @@ is_looked_for(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flag
 typedef struct Found
 {
 	PosStep    *step;
-	int			row;			/* number of the row decided upon */
+	bool	   *asked;			/* for every row of the model: whether the
+								 * step asks for it */
+	bool	   *decided;		/* whether one did */
+	int			at;				/* the row decided upon */
+	int			row;			/* its number in the step */
 	int			answer;
 } Found;
 
@@ -167,9 +180,9 @@ send_again(PosRun *run, PosModel *model, Datum *values, int flags)
 	Datum		own;
 	uint8		known;
 
-	if ((flags & POS_ROW_UNSURE) == 0)
-		return flags;
-	if (pos_translation_find(run, model, values[POS_STAGE_LOCAL], &own, &known) != POS_FOUND)
+	if ((flags & POS_ROW_UNSURE) == 0 ||
+		pos_translation_find(run, model, values[POS_STAGE_LOCAL], &own, &known) != POS_FOUND ||
+		!is_provisional(run, model, own))
 		return flags;
 	if (!run->connection->ops->settled(run->connection,
 									   pos_key_string(own, model->remote_int)))
@@ -181,7 +194,8 @@ send_again(PosRun *run, PosModel *model, Datum *values, int flags)
 				 errdetail("The connection was lost when it was sent. It is not there, and may still appear as long as the server works on it."),
 				 errhint("It is sent again once that cannot be any more; option \"overlap\" of the server tells how long its longest transaction takes.")));
 	pos_translation_remove(run, model, values[POS_STAGE_LOCAL]);
-	return (flags & ~POS_ROW_UNSURE) | POS_ROW_UNKNOWN;
+	flags &= ~POS_ROW_UNSURE;
+	return (flags & POS_ROW_DELETED) ? flags : flags | POS_ROW_UNKNOWN;
 }
 
 /*
@@ -197,7 +211,7 @@ link_found(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 	int			first = found->answer;
 	Datum		remote;
 
-	if (!is_looked_for(run, model, values, nulls, flags))
+	if (!found->asked[found->at++])
 		return flags;
 	while (found->answer < step->nanswers &&
 		   step->row[found->answer] == found->row)
@@ -236,13 +250,26 @@ link_found(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 	return (flags & ~(POS_ROW_UNKNOWN | POS_ROW_UNSURE)) | POS_ROW_MATCHED;
 }
 
-/* Looks for the unknown rows of a model at the remote. */
+/* Raises the error of a model whose rows cannot be recognised where they have to. */
 static void
-match(PosRun *run, PosModel *model)
+check_match_fields(PosRun *run, PosModel *model)
+{
+	if (model->table.nmatch == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
+				 errmsg("rows of \"%s\" cannot be created at server \"%s\" without match fields",
+						model->name, run->tree->server),
+				 errdetail("A row whose arrival is in doubt has to be recognised there."),
+				 errhint("Choose fields that tell them apart: possync_set_field(%s, ..., match => true).",
+						 quote_literal_cstr(model->name))));
+}
+
+/* Looks for rows that were not looked for; returns whether there were any. */
+static bool
+ask_for_rows(PosRun *run, PosModel *model, Found *found)
 {
 	PosSteps	steps = {0};
 	PosStep    *step = pos_steps_add(&steps, model, POS_STEP_MATCH);
-	Found		found = {.step = step};
 	Datum	   *values;
 	bool	   *nulls;
 
@@ -250,24 +277,80 @@ match(PosRun *run, PosModel *model)
 		if (model->written[i]->match)
 			step->columns[step->ncolumns++] = model->written[i]->remote;
 	if (step->ncolumns == 0)
-		return;
+		return false;
+	found->step = step;
+	found->at = found->row = found->answer = 0;
 	pos_rowset_rewind(model->outgoing->rows);
-	while (pos_rowset_next(model->outgoing->rows, &values, &nulls))
+	for (int i = 0; pos_rowset_next(model->outgoing->rows, &values, &nulls); i++)
 	{
-		if (!is_looked_for(run, model, values, nulls,
-						   DatumGetInt64(values[POS_STAGE_OLD])))
+		found->asked[i] = !found->decided[i] &&
+			is_looked_for(run, model, values, nulls,
+						  DatumGetInt64(values[POS_STAGE_OLD]));
+		if (!found->asked[i])
 			continue;
+		found->decided[i] = true;
 		pos_steps_begin_row(&steps);
-		for (int i = 0; i < model->nwritten; i++)
-			if (model->written[i]->match)
-				pos_steps_field(&steps.rows, run, model->written[i], values, nulls);
+		for (int j = 0; j < model->nwritten; j++)
+			if (model->written[j]->match)
+				pos_steps_field(&steps.rows, run, model->written[j], values, nulls);
 		pos_steps_end_row(&steps);
 	}
 	pos_steps_close(&steps);
 	if (step->nrows == 0)
-		return;
+		return false;
 	pos_flight_ask(run, &steps);
-	mark_rows(run, model, link_found, &found);
+	mark_rows(run, model, link_found, found);
+	return true;
+}
+
+/*
+ * Decides about rows in doubt that could not be looked for, because what they refer
+ * to is not there: then they are not there either.
+ */
+static int
+doubt(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
+	  void *arg)
+{
+	Found	   *found = arg;
+
+	if (found->decided[found->at++] || (flags & POS_ROW_UNSURE) == 0)
+		return flags;
+	check_match_fields(run, model);
+	return send_again(run, model, values, flags);
+}
+
+/* Takes the keys of links in doubt away: they are made of other keys. */
+static int
+renew(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
+	  void *arg)
+{
+	if ((flags & POS_ROW_UNSURE) == 0)
+		return flags;
+	pos_translation_remove(run, model, values[POS_STAGE_LOCAL]);
+	return (flags & ~POS_ROW_UNSURE) | POS_ROW_UNKNOWN;
+}
+
+/*
+ * Looks for the unknown rows of a model at the remote.  Those that are recognised by
+ * others of the model are looked for after these.
+ */
+static void
+match(PosRun *run, PosModel *model)
+{
+	bool		late = (run->connection->ops->capabilities & POS_CAP_LATE_KEYS) != 0;
+	int64		n = pos_rowset_count(model->outgoing->rows);
+	Found		found = {.asked = palloc0(n * sizeof(bool)),.decided = palloc0(n * sizeof(bool))};
+
+	if (late && !pos_keys_are_made(model))
+	{
+		mark_rows(run, model, renew, NULL);
+		return;
+	}
+	while (ask_for_rows(run, model, &found) && late)
+		;
+	found.at = 0;
+	if (late)
+		mark_rows(run, model, doubt, &found);
 }
 
 /* Gives an unknown row its key at the remote. */
@@ -286,14 +369,19 @@ assign_key(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 				 errmsg("row %s of \"%s\" matches nothing at the remote, and must not be created there",
 						pos_key_string(values[POS_STAGE_LOCAL], model->local_int),
 						model->name)));
-	if (has_late_key(run, model) && model->table.nmatch == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
-				 errmsg("rows of \"%s\" cannot be created at server \"%s\" without match fields",
-						model->name, run->tree->server),
-				 errdetail("A row whose arrival is in doubt has to be recognised there."),
-				 errhint("Choose fields that tell them apart: possync_set_field(%s, ..., match => true).",
-						 quote_literal_cstr(model->name))));
+	if (has_late_key(run, model))
+	{
+		check_match_fields(run, model);
+		for (int i = 0; i < model->nwritten; i++)
+			if (model->written[i]->match && model->written[i]->supplier == NULL &&
+				nulls[model->written[i]->staged])
+				ereport(ERROR,
+						(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
+						 errmsg("row %s of \"%s\" cannot be created at server \"%s\": its match field \"%s\" is null",
+								pos_key_string(values[POS_STAGE_LOCAL], model->local_int),
+								model->name, run->tree->server, model->written[i]->name),
+						 errdetail("A row whose arrival is in doubt has to be recognised there.")));
+	}
 	made = pos_keys_next(run, model);
 	for (int i = 0; i < model->nkey; i++)
 		texts[i] = pos_keys_is_made(model->key[i]) ? *made++ :

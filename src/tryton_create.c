@@ -47,9 +47,17 @@ typedef struct NewRowEntry
 
 /* Returns how old a provisional key is, in milliseconds. */
 int64
-pos_tryton_key_age(int64 key)
+pos_tryton_key_age(PosTrytonSession *session, int64 key)
 {
-	return GetCurrentTimestamp() / 1000 - (-key >> POS_TRYTON_KEY_BITS);
+	return (GetCurrentTimestamp() + session->offset) / 1000 - (-key >> POS_TRYTON_KEY_BITS);
+}
+
+/* Returns how long we wait for a call, or believe that one takes, in milliseconds. */
+int
+pos_tryton_longest_call(PosTrytonSession *session)
+{
+	return session->options.http.call_timeout > 0 ? session->options.http.call_timeout :
+		Max(session->options.overlap, 1000);
 }
 
 /* Returns the row of this write that a provisional key was given to, or NULL. */
@@ -61,12 +69,23 @@ find_node(PosTrytonWrite *w, int64 key)
 	return entry == NULL ? NULL : entry->node;
 }
 
-/* Returns the id that a key stands for; 0 if that is not known yet. */
+/*
+ * Returns the id that a key of a model stands for; 0 if that is not known yet.  A row
+ * that is no more at the remote may have been made anew by this write.
+ */
 int64
-pos_tryton_id(PosTrytonWrite *w, int64 key)
+pos_tryton_id(PosTrytonWrite *w, const char *model, int64 key)
 {
 	NewRow	   *node = find_node(w, key);
+	ListCell   *lc;
 
+	foreach(lc, w->renewed)
+	{
+		NewRow	   *row = lfirst(lc);
+
+		if (row->key == key && strcmp(row->model, model) == 0)
+			return row->id;
+	}
 	if (key >= 0)
 		return key;
 	if (node == NULL)
@@ -185,11 +204,11 @@ is_ready(PosTrytonWrite *w, NewRow *node)
 		if (strcmp(column, "id") != 0 &&
 			(node->by == NULL || strcmp(column, node->by) != 0) &&
 			key_of_reference(w, node, column) < 0 &&
-			pos_tryton_id(w, key_of_reference(w, node, column)) == 0)
+			pos_tryton_id(w, node->model, key_of_reference(w, node, column)) == 0)
 			return false;
 	}
 	foreach(lc, node->links)
-		if (pos_tryton_id(w, ((PosTrytonLink *) lfirst(lc))->target) == 0)
+		if (pos_tryton_id(w, "", ((PosTrytonLink *) lfirst(lc))->target) == 0)
 		return false;
 	foreach(lc, node->children)
 		if (!is_ready(w, lfirst(lc)))
@@ -241,11 +260,21 @@ append_children(PosTrytonWrite *w, StringInfo buf, NewRow *node)
 
 			if (same->field != link->field)
 				continue;
-			appendStringInfo(buf, "%s" INT64_FORMAT, first ? "" : ",", pos_tryton_id(w, same->target));
+			appendStringInfo(buf, "%s" INT64_FORMAT, first ? "" : ",", pos_tryton_id(w, "", same->target));
 			first = false;
 		}
 		appendStringInfoString(buf, "]]]");
 	}
+}
+
+/* Whether rows are recognised by a column. */
+static bool
+is_match(PosTable *table, const char *column)
+{
+	for (int i = 0; i < table->nmatch; i++)
+		if (strcmp(table->match[i], column) == 0)
+			return true;
+	return false;
 }
 
 /* Appends a row as JSON, with all that goes with it. */
@@ -258,8 +287,12 @@ append_node(PosTrytonWrite *w, StringInfo buf, NewRow *node)
 		const char *column = node->step->columns[i];
 		char	   *text = pos_tryton_text(node->values, column);
 
-		/* what is null has the model's default */
-		if (text !=NULL && strcmp(column, "id") != 0 &&
+		/*
+		 * what is null has the model's default, unless that would hide the
+		 * row
+		 */
+		if ((text !=NULL || is_match(node->step->table, column)) &&
+			strcmp(column, "id") != 0 &&
 			(node->by == NULL || strcmp(column, node->by) != 0))
 			pos_tryton_append_value(w, buf, node->model, column, text);
 	}
@@ -281,7 +314,7 @@ count_node(NewRow *node)
 
 /* Takes note of the id that a row has got. */
 static void
-set_id(NewRow *node, int64 id)
+set_id(PosTrytonWrite *w, NewRow *node, int64 id)
 {
 	PosStep    *step = node->step;
 
@@ -289,6 +322,8 @@ set_id(NewRow *node, int64 id)
 	step->affected++;
 	if (node->key == id)
 		return;
+	if (node->key > 0)
+		w->renewed = lappend(w->renewed, node);
 	step->row[step->nanswers] = node->row;
 	step->given[step->nanswers] = psprintf(INT64_FORMAT, node->key);
 	step->answers[step->nanswers++] = psprintf(INT64_FORMAT, id);
@@ -336,7 +371,7 @@ take_children(PosTrytonWrite *w, NewRow *node, const char *as, JsonbValue *list)
 	next = 0;
 	foreach(lc, node->children)
 		if (((NewRow *) lfirst(lc))->as == as)
-		set_id(lfirst(lc), *(int64 *) list_nth(ids, next++));
+		set_id(w, lfirst(lc), *(int64 *) list_nth(ids, next++));
 }
 
 /* Finds out the ids of what went with rows of one model. */
@@ -407,7 +442,21 @@ read_children(PosTrytonWrite *w, List *nodes)
 			}
 		}
 	}
-	read_children(w, children);
+
+	/* those of other models in calls of their own */
+	while (children != NIL)
+	{
+		List	   *same = NIL;
+		List	   *others = NIL;
+
+		foreach(lc, children)
+			if (strcmp(((NewRow *) lfirst(lc))->model, ((NewRow *) linitial(children))->model) == 0)
+			same = lappend(same, lfirst(lc));
+		else
+			others = lappend(others, lfirst(lc));
+		read_children(w, same);
+		children = others;
+	}
 }
 
 /* Makes the records of some rows in one call. */
@@ -426,8 +475,9 @@ create(PosTrytonWrite *w, List *nodes)
 		if (foreach_current_index(lc) > 0)
 			appendStringInfoChar(&params, ',');
 		append_node(w, &params, lfirst(lc));
-		if (((NewRow *) lfirst(lc))->key < 0 && w->session->options.http.call_timeout > 0 &&
-			pos_tryton_key_age(((NewRow *) lfirst(lc))->key) > w->session->options.http.call_timeout)
+		if (((NewRow *) lfirst(lc))->key < 0 &&
+			pos_tryton_key_age(w->session, ((NewRow *) lfirst(lc))->key) >
+			pos_tryton_longest_call(w->session))
 			ereport(ERROR,
 					(errcode(ERRCODE_QUERY_CANCELED),
 					 errmsg("sending rows to server \"%s\" takes too long",
@@ -444,53 +494,83 @@ create(PosTrytonWrite *w, List *nodes)
 		if (!pos_tryton_integer(getIthJsonbValueFromContainer(&ids->root,
 															  foreach_current_index(lc)), &id))
 			pos_tryton_odd(w->session);
-		set_id(lfirst(lc), id);
+		set_id(w, lfirst(lc), id);
 	}
 	read_children(w, nodes);
+}
+
+/* Makes the records of rows that can be; returns whether rows are left. */
+static bool
+create_ready(PosTrytonWrite *w, bool *any)
+{
+	List	   *nodes = NIL;
+	int			n = 0;
+	bool		left = false;
+	ListCell   *lc;
+
+	*any = false;
+	foreach(lc, w->all)
+	{
+		NewRow	   *node = lfirst(lc);
+
+		if (node->id != 0 || node->parent != NULL)
+			continue;
+		if (nodes != NIL && (((NewRow *) linitial(nodes))->step != node->step ||
+							 n >= w->session->options.batch_size))
+		{
+			create(w, nodes);
+			nodes = NIL;
+			n = 0;
+		}
+		left = true;
+		if (!is_ready(w, node))
+			continue;
+		nodes = lappend(nodes, node);
+		n += count_node(node);
+		*any = true;
+	}
+	if (nodes != NIL)
+		create(w, nodes);
+	return left;
+}
+
+/*
+ * Lets rows that keep those waiting with which they were to go, go by themselves:
+ * they refer to these twice, or to others that go with them.  Returns whether there
+ * are any.
+ */
+static bool
+part(PosTrytonWrite *w)
+{
+	bool		any = false;
+	ListCell   *lc;
+
+	foreach(lc, w->all)
+	{
+		NewRow	   *node = lfirst(lc);
+
+		if (node->id != 0 || node->parent == NULL || is_ready(w, node))
+			continue;
+		node->parent->children = list_delete_ptr(node->parent->children, node);
+		node->parent = NULL;
+		node->by = node->as = NULL;
+		any = true;
+	}
+	return any;
 }
 
 /* Makes the records of all rows to be inserted, parents first. */
 static void
 create_all(PosTrytonWrite *w)
 {
-	bool		any = true;
-	bool		left = true;
-	ListCell   *lc;
+	bool		any;
 
-	while (left && any)
-	{
-		List	   *nodes = NIL;
-		int			n = 0;
-
-		any = left = false;
-		foreach(lc, w->all)
-		{
-			NewRow	   *node = lfirst(lc);
-
-			if (node->id != 0 || node->parent != NULL)
-				continue;
-			if (nodes != NIL && (((NewRow *) linitial(nodes))->step != node->step ||
-								 n >= w->session->options.batch_size))
-			{
-				create(w, nodes);
-				nodes = NIL;
-				n = 0;
-			}
-			left = true;
-			if (!is_ready(w, node))
-				continue;
-			nodes = lappend(nodes, node);
-			n += count_node(node);
-			any = true;
-		}
-		if (nodes != NIL)
-			create(w, nodes);
-	}
-	if (left)
-		ereport(ERROR,
-				(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
-				 errmsg("rows that refer to each other cannot be created at server \"%s\"",
-						w->session->options.http.server)));
+	while (create_ready(w, &any))
+		if (!any && !part(w))
+			ereport(ERROR,
+					(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
+					 errmsg("rows that refer to each other cannot be created at server \"%s\"",
+							w->session->options.http.server)));
 }
 
 /* Lets rows that have a key of the remote's, and are still there, be as they are. */
@@ -562,7 +642,7 @@ link_all(PosTrytonWrite *w)
 				int64		given = origin ? link->origin : link->target;
 
 				step->given[2 * n + i] = psprintf(INT64_FORMAT, given);
-				step->answers[2 * n + i] = psprintf(INT64_FORMAT, pos_tryton_id(w, given));
+				step->answers[2 * n + i] = psprintf(INT64_FORMAT, pos_tryton_id(w, "", given));
 			}
 			step->nanswers++;
 		}

@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "connection_tryton.h"
@@ -19,6 +20,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 
 /* Rows of a page that has keys only */
 #define KEY_PAGES	5
@@ -135,6 +137,42 @@ row_hash(Rows *rows)
 										HeapTupleHeaderGetDatum(tuple->t_data)));
 }
 
+/* Converts a row; returns false if it cannot be one of ours. */
+static bool
+convert(Rows *rows, JsonbContainer *row, int64 link)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool done = false;
+
+	/* a domain may run anything */
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(rows->row);
+	PG_TRY();
+	{
+		pos_tryton_convert(rows->plan, row, link, rows->values, rows->nulls);
+		ReleaseCurrentSubTransaction();
+		done = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(rows->row);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_DATA_EXCEPTION &&
+			ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION &&
+			error->sqlerrcode != ERRCODE_DATATYPE_MISMATCH)
+			ReThrowError(error);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return done;
+}
+
 /* Takes a row's digest. */
 static void
 take_row(PosTrytonSession *session, struct PosTrytonDigest *digest, Rows *rows,
@@ -146,8 +184,11 @@ take_row(PosTrytonSession *session, struct PosTrytonDigest *digest, Rows *rows,
 	Entry	   *entry;
 	MemoryContext old = CurrentMemoryContext;
 
+	MemoryContextReset(session->row_context);
+	MemoryContextSwitchTo(session->row_context);
 	if (!pos_tryton_integer(pos_tryton_get(row, "id", &value), &id))
 		pos_tryton_odd(session);
+	MemoryContextSwitchTo(old);
 	if (digest->n == digest->size)
 	{
 		digest->size = Max(digest->size * 2, 1024);
@@ -175,8 +216,14 @@ take_row(PosTrytonSession *session, struct PosTrytonDigest *digest, Rows *rows,
 	if (rows->plan == NULL)
 		return;
 	MemoryContextReset(rows->row);
+	if (!convert(rows, row, link))
+	{
+		/* it is like no row that could be here */
+		entry->content = ~entry->hash;
+		entry->texts = digest->content == POS_CONTENT_TEXTS ? pstrdup("?") : NULL;
+		return;
+	}
 	MemoryContextSwitchTo(rows->row);
-	pos_tryton_convert(rows->plan, row, link, rows->values, rows->nulls);
 	if (digest->content == POS_CONTENT_HASH)
 		entry->content = row_hash(rows);
 	else
@@ -243,7 +290,7 @@ read_rows(PosTrytonSession *session, struct PosTrytonDigest *digest)
 	}
 	pages = pos_tryton_pages(table, domain.data, fields.data,
 							 session->options.page_size *
-							 (digest->content == POS_CONTENT_KEY ? KEY_PAGES : 1));
+							 (digest->content == POS_CONTENT_KEY ? KEY_PAGES : 1), true);
 	while (pos_tryton_next(session, pages, &row, &link))
 		if (is_asked(asked, row, link))
 			take_row(session, digest, &rows, row, link);

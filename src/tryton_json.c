@@ -126,7 +126,7 @@ append_bytes(StringInfo buf, const char *text)
 
 	appendStringInfoString(buf, "{\"__class__\":\"bytes\",\"base64\":\"");
 	enlargeStringInfo(buf, size);
-	len = pg_b64_encode(VARDATA_ANY(bytes), VARSIZE_ANY_EXHDR(bytes), buf->data + buf->len, size);
+	len = pg_b64_encode((void *) VARDATA_ANY(bytes), VARSIZE_ANY_EXHDR(bytes), buf->data + buf->len, size);
 	if (len < 0)
 		elog(ERROR, "could not encode bytes");
 	buf->len += len;

@@ -321,14 +321,12 @@ check_changes(PosTable *table)
 	return NULL;
 }
 
-/* See connection.h: describe */
-List *
-pos_tryton_describe(PosConnection *connection, PosTable **tables, int ntables)
+/* Compares what is asked of tables with what is known; returns sentences. */
+static List *
+check_tables(PosTrytonSession *session, PosTable **tables, int ntables)
 {
-	PosTrytonSession *session = (PosTrytonSession *) connection;
 	List	   *problems = NIL;
 
-	pos_tryton_enter(session);
 	for (int i = 0; i < ntables; i++)
 	{
 		PosTable   *table = tables[i];
@@ -357,8 +355,25 @@ pos_tryton_describe(PosConnection *connection, PosTable **tables, int ntables)
 					problems = lappend(problems, problem);
 			}
 	}
-	if (problems != NIL)
-		pos_tryton_models_forget(session);	/* they are going to be mended */
+	return problems;
+}
+
+/* See connection.h: describe */
+List *
+pos_tryton_describe(PosConnection *connection, PosTable **tables, int ntables)
+{
+	PosTrytonSession *session = (PosTrytonSession *) connection;
+	bool		known = session->models != NIL;
+	List	   *problems;
+
+	pos_tryton_enter(session);
+	problems = check_tables(session, tables, ntables);
+	if (problems != NIL && known)
+	{
+		/* what is known may be out of date */
+		pos_tryton_models_forget(session);
+		problems = check_tables(session, tables, ntables);
+	}
 	pos_tryton_leave(session);
 	return problems;
 }

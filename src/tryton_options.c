@@ -110,6 +110,7 @@ check(DefElem *def)
 			host[0] == '\0' || host[0] == '/')
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 strchr(host, '@') != NULL ? errmsg("invalid value for option \"url\"") :
 					 errmsg("invalid value for option \"url\": %s", value),
 					 errhint("Write it as erp.example or https://erp.example:8000; where the connection is not to be encrypted, http://. User and password belong to the user mapping.")));
 	}

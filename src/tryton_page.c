@@ -11,16 +11,24 @@
 #include "miscadmin.h"
 #include "utils/memutils.h"
 
+/*
+ * A server may give less than it is asked for: no sensible one less than this.  A
+ * page that is shorter, or shorter than one that it has given, is the last.
+ */
+#define LEAST_LIMIT 100
+
 /* Rows dealt with until what arrives is taken in */
 #define PUMP_ROWS	64
 
 /*
  * Begins to read rows of a table's model, in the current memory context: those
  * that a domain (JSON clauses, each with a comma behind) describes, with fields
- * (JSON names, likewise), so many a page.
+ * (JSON names, likewise), so many a page.  whole: that one is missing would be taken
+ * for its deletion, so the last page is an empty one.
  */
 PosTrytonPages *
-pos_tryton_pages(PosTable *table, const char *domain, const char *fields, int size)
+pos_tryton_pages(PosTable *table, const char *domain, const char *fields, int size,
+				 bool whole)
 {
 	PosTrytonPages *pages = palloc0(sizeof(PosTrytonPages));
 
@@ -28,6 +36,7 @@ pos_tryton_pages(PosTable *table, const char *domain, const char *fields, int si
 	pages->domain = domain;
 	pages->fields = pages->link == NULL ? fields : psprintf("\"%s\",", pages->link);
 	pages->size = size;
+	pages->whole = whole;
 	pages->last = PG_INT64_MIN;
 	pages->more = true;
 	pages->page_context = AllocSetContextCreate(CurrentMemoryContext,
@@ -97,7 +106,10 @@ turn(PosTrytonSession *session, PosTrytonPages *pages)
 			pos_tryton_odd(session);
 		pages->last = Max(pages->last, id);
 	}
-	pages->more = pages->nrows == pages->size;
+	pages->more = pages->nrows > 0 &&
+		(pages->whole || pages->nrows == pages->size ||
+		 pages->nrows >= Max(session->most_rows, LEAST_LIMIT));
+	session->most_rows = Max(session->most_rows, pages->nrows);
 	if (pages->more)
 		ask(session, pages);
 	MemoryContextSwitchTo(old);

@@ -10,7 +10,7 @@
  * nothing has changed.  The window begins "overlap" before the last stamp seen.
  * Once so much time has passed since that was seen, on our clock, nobody runs who
  * could add to it, and it begins with the last stamp.  No clock of the server's is
- * ever compared with ours.
+ * compared with ours but to tell that a stamp is one of the future.
  *
  * What is committed even later is found by a sweep, which reads all rows.
  *
@@ -60,6 +60,7 @@ struct PosTrytonPosition
 
 	/* what is seen */
 	int64		begun;			/* our clock */
+	int64		started;		/* our clock when its rows were asked for */
 	int64		top;
 	int64		rows;			/* since the old position */
 	uint64		hash;
@@ -128,10 +129,30 @@ add_prefix(PosTrytonPosition *position, char *prefix)
 {
 	ListCell   *lc;
 
+	/* describe will say what it thinks of such a name */
+	if (strspn(prefix, "abcdefghijklmnopqrstuvwxyz0123456789_.") != strlen(prefix))
+		return;
 	foreach(lc, position->prefixes)
 		if (strcmp(lfirst(lc), prefix) == 0)
 		return;
 	position->prefixes = lappend(position->prefixes, prefix);
+}
+
+/* The time that no stamp can be later than, give or take what a Date header tells */
+static int64
+latest_stamp(PosTrytonSession *session)
+{
+	return our_time() + session->offset + 2 * USECS_PER_SEC;
+}
+
+/*
+ * Whether a window begins too late: a clock was wrong when it was made, and nobody
+ * knows what was written since.
+ */
+static bool
+is_of_the_future(PosTrytonSession *session, Window *window)
+{
+	return window->since > latest_stamp(session) - session->options.overlap * INT64CONST(1000);
 }
 
 /*
@@ -155,7 +176,9 @@ pos_tryton_positions_read(PosTrytonSession *session, PosTable **tables, int ntab
 			read_window(table->position, &position->old);
 		position->sweeps = position->valid && !position->link &&
 			session->options.sweep > 0 &&
-			position->begun - position->old.swept >= session->options.sweep * INT64CONST(1000);
+			(position->old.swept > position->begun ||
+			 position->begun - position->old.swept >= session->options.sweep * INT64CONST(1000));
+		position->valid = position->valid && !is_of_the_future(session, &position->old);
 		for (int j = 0; j < table->ncolumns && !position->link; j++)
 			for (const char *dot = strchr(table->columns[j].remote, '.'); dot != NULL;
 				 dot = strchr(dot + 1, '.'))
@@ -282,7 +305,7 @@ hash_of(int64 id, int64 stamp)
 
 /* Makes room for more stamps, by forgetting old ones if that is enough. */
 static void
-make_room(PosTrytonPosition *position, int64 overlap)
+make_room(PosTrytonPosition *position, int64 overlap, MemoryContext context)
 {
 	int			kept = 0;
 
@@ -294,7 +317,7 @@ make_room(PosTrytonPosition *position, int64 overlap)
 		return;
 	position->maxstamps = Max(position->maxstamps * 2, 256);
 	position->stamps = position->stamps == NULL ?
-		palloc(position->maxstamps * sizeof(Stamp)) :
+		MemoryContextAllocHuge(context, position->maxstamps * sizeof(Stamp)) :
 		repalloc_huge(position->stamps, position->maxstamps * sizeof(Stamp));
 }
 
@@ -307,10 +330,14 @@ pos_tryton_position_seen(PosTrytonSession *session, PosTable *table,
 	JsonbValue	value;
 	int64		id;
 	int64		stamp;
+	MemoryContext old;
 
+	MemoryContextReset(session->row_context);
+	old = MemoryContextSwitchTo(session->row_context);
 	if (!pos_tryton_integer(pos_tryton_get(row, "id", &value), &id))
 		pos_tryton_odd(session);
 	stamp = position->link ? link : stamp_of(session, position, row);
+	MemoryContextSwitchTo(old);
 	if (position->link || !position->valid || position->whole || stamp >= position->old.since)
 	{
 		position->rows++;
@@ -320,7 +347,8 @@ pos_tryton_position_seen(PosTrytonSession *session, PosTable *table,
 		return;
 	position->top = Max(position->top, stamp);
 	if (position->nstamps == position->maxstamps)
-		make_room(position, session->options.overlap * INT64CONST(1000));
+		make_room(position, session->options.overlap * INT64CONST(1000) +
+				  our_time() - position->started, session->read_context);
 	position->stamps[position->nstamps].id = id;
 	position->stamps[position->nstamps++].stamp = stamp;
 }
@@ -360,13 +388,14 @@ pos_tryton_poll(PosTrytonSession *session, PosTable *table)
 		append_stamp_fields(&fields, position);
 	}
 	pages = pos_tryton_pages(table, domain.data, fields.data,
-							 session->options.page_size * 5);
+							 session->options.page_size * 5, false);
 	while (pos_tryton_next(session, pages, &row, &link))
 		pos_tryton_position_seen(session, table, row, link);
 	table->changed = position->rows != position->old.rows ||
 		position->hash != position->old.hash;
 	if (!table->changed && !position->link && position->rows > SMALL_WINDOW &&
 		position->old.since < position->old.top &&
+		position->old.at <= position->begun &&
 		position->begun - position->old.at >= session->options.overlap * INT64CONST(1000))
 		table->changed = position->settles = true;
 	else
@@ -404,6 +433,7 @@ pos_tryton_position_pages(PosTrytonSession *session, PosTable *table, char *buff
 	StringInfoData fields;
 
 	position->buffer = buffer;
+	position->started = our_time();
 	if (position->settles && table->scope == POS_SCOPE_CHANGED)
 		return NULL;
 	forget_seen(position);
@@ -433,7 +463,8 @@ pos_tryton_position_pages(PosTrytonSession *session, PosTable *table, char *buff
 	for (int i = 0; i < table->ncolumns; i++)
 		if (strcmp(table->columns[i].remote, "id") != 0)
 			appendStringInfo(&fields, "\"%s\",", table->columns[i].remote);
-	return pos_tryton_pages(table, domain.data, fields.data, session->options.page_size);
+	return pos_tryton_pages(table, domain.data, fields.data, session->options.page_size,
+							position->whole);
 }
 
 /* Decides the next position of a table all of whose rows have been delivered. */
@@ -443,6 +474,7 @@ pos_tryton_position_end(PosTrytonSession *session, PosTable *table)
 	PosTrytonPosition *position = table->known;
 	int64		overlap = session->options.overlap * INT64CONST(1000);
 	Window		window = {0};
+	int64		top;
 
 	if (!position->whole && table->scope == POS_SCOPE_CHOSEN)
 		return;
@@ -450,12 +482,17 @@ pos_tryton_position_end(PosTrytonSession *session, PosTable *table)
 		window = position->old;
 	if (position->whole)
 		window.swept = position->begun;
-	if (position->top > window.top)
+	top = Min(position->top, latest_stamp(session));
+	window.top = Min(window.top, latest_stamp(session));
+	if (top > window.top || window.at == 0)
 	{
-		window.top = position->top;
+		window.top = top;
 		window.at = our_time();
 	}
-	window.since = position->settles ? window.top : Max(window.since, window.top - overlap);
+
+	/* rows that were passed may have been written while others were read */
+	window.since = position->settles ? window.top :
+		Max(window.since, window.top - overlap - (our_time() - position->started));
 	window.rows = position->link ? position->rows : 0;
 	window.hash = position->link ? position->hash : 0;
 	for (int i = 0; i < position->nstamps; i++)

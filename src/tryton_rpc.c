@@ -23,6 +23,9 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+/* How often, in milliseconds, what is the same for all calls is asked for again */
+#define LEARN_EVERY		600000
+
 /* A server tolerates five refused logins in as many minutes, as delivered */
 #define REFUSED_FOR		(100 * 1000)
 
@@ -31,8 +34,11 @@
 
 static int32 last_id = 0;
 
-pos_noreturn static void raise_error(PosTrytonSession *session, JsonbValue *error);
-static void check_status(PosTrytonSession *session, PosHttpAnswer *answer);
+pos_noreturn static void raise_error(PosTrytonSession *session, PosTrytonCall *call,
+									 JsonbValue *error);
+static void check_status(PosTrytonSession *session, PosTrytonCall *call,
+						 PosHttpAnswer *answer);
+static void recognise(PosTrytonSession *session);
 
 /*
  * Around all that waits: an error in between leaves the mark, and the abort of the
@@ -58,7 +64,7 @@ begin_call(PosTrytonCall *call, const char *method, bool once)
 		initStringInfo(&call->body);
 	resetStringInfo(&call->body);
 	call->id = ++last_id;
-	call->method = method;
+	strlcpy(call->method, method, sizeof(call->method));
 	call->once = once;
 	appendStringInfo(&call->body, "{\"id\":%d,\"method\":", call->id);
 	escape_json(&call->body, method);
@@ -85,9 +91,9 @@ end_call(PosTrytonCall *call)
  * whoever sent a write.
  */
 static void
-tell_pending(PosTrytonSession *session, bool pending)
+tell_pending(PosTrytonSession *session, PosTrytonCall *call, bool pending)
 {
-	if (session->pending != NULL && session->call.once)
+	if (session->pending != NULL && call->once)
 		*session->pending = pending;
 }
 
@@ -95,7 +101,7 @@ tell_pending(PosTrytonSession *session, bool pending)
 static void
 post(PosTrytonSession *session, PosTrytonCall *call, const char *authorization)
 {
-	session->method = call->method;
+	strlcpy(session->method, call->method, sizeof(session->method));
 	PG_TRY();
 	{
 		pos_http_send(session->http, authorization, call->body.data, call->body.len,
@@ -103,11 +109,11 @@ post(PosTrytonSession *session, PosTrytonCall *call, const char *authorization)
 	}
 	PG_CATCH();
 	{
-		tell_pending(session, pos_http_offered(session->http));
+		tell_pending(session, call, pos_http_offered(session->http));
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	tell_pending(session, true);
+	tell_pending(session, call, true);
 }
 
 /* Remembers what the remote's clock says, to the second. */
@@ -148,7 +154,7 @@ open_envelope(PosTrytonSession *session, PosTrytonCall *call,
 	if (!pos_tryton_integer(pos_tryton_get(&json->root, "id", &value), &id) ||
 		id != call->id)
 		pos_tryton_odd(session);
-	if (pos_tryton_get(&json->root, "error", error) != NULL)
+	if (pos_tryton_get(&json->root, "error", error) != NULL && error->type != jbvNull)
 		return json;
 	error->type = jbvNull;
 	if (pos_tryton_get(&json->root, "result", &value) == NULL)
@@ -210,6 +216,8 @@ learn(PosTrytonSession *session)
 	JsonbValue *created;
 	char	   *stamp;
 
+	if (session->context != NULL)
+		pfree(session->context);
 	session->context = MemoryContextStrdup(session->base.context, "\"active_test\":false");
 	preferences = pos_tryton_call(session, "model.res.user.get_preferences", "true,");
 	initStringInfo(&context);
@@ -224,6 +232,7 @@ learn(PosTrytonSession *session)
 		add_to_context(&context, "language",
 					   pos_tryton_get(&preferences->root, "language", &value));
 	appendStringInfoString(&context, session->context);
+	pfree(session->context);
 	session->context = MemoryContextStrdup(session->base.context, context.data);
 
 	/* a database has no identity but when it was made */
@@ -241,6 +250,37 @@ learn(PosTrytonSession *session)
 							psprintf("%s %08x", options->database,
 									 DatumGetUInt32(hash_any((unsigned char *) stamp,
 															 strlen(stamp)))));
+}
+
+/*
+ * Finds out what is the same for all calls, and whether the server still is the one
+ * that it was: if not, nothing that is known of it holds, and the run has to begin
+ * anew.
+ */
+static void
+recognise(PosTrytonSession *session)
+{
+	PosTrytonCall call = session->call;
+	char	   *source = session->source;
+	bool		changed;
+
+	memset(&session->call, 0, sizeof(PosTrytonCall));
+	session->learning = true;
+	session->source = NULL;
+	learn(session);
+	session->learned_at = GetCurrentTimestamp();
+	session->learning = false;
+	if (session->call.body.data != NULL)
+		pfree(session->call.body.data);
+	session->call = call;
+	changed = source != NULL && strcmp(source, session->source) != 0;
+	if (source != NULL)
+		pfree(source);
+	if (changed)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("server \"%s\" has another database than before",
+						session->options.http.server)));
 }
 
 /*
@@ -285,7 +325,7 @@ login(PosTrytonSession *session)
 				(errcode(ERRCODE_INVALID_CATALOG_NAME),
 				 errmsg("server \"%s\" has no database \"%s\"", options->http.server,
 						options->database)));
-	check_status(session, &answer);
+	check_status(session, &call, &answer);
 	result = open_envelope(session, &call, &answer, &error);
 	if (error.type != jbvNull)
 	{
@@ -296,7 +336,7 @@ login(PosTrytonSession *session)
 		/* it wants something else than a password */
 		if (text !=NULL && strcmp(text, "LoginException") == 0)
 			refused(session, "It asks for more than a password.");
-		raise_error(session, &error);
+		raise_error(session, &call, &error);
 	}
 	if (JB_ROOT_IS_SCALAR(result) && !JB_ROOT_IS_ARRAY(result))
 		refused(session, "Login or password is wrong.");
@@ -313,7 +353,7 @@ login(PosTrytonSession *session)
 	encoded = MemoryContextAllocZero(session->base.context,
 									 strlen("Session ") + pg_b64_enc_len(strlen(token)) + 1);
 	strcpy(encoded, "Session ");
-	len = pg_b64_encode(token, strlen(token), encoded + strlen("Session "),
+	len = pg_b64_encode((void *) token, strlen(token), encoded + strlen("Session "),
 						pg_b64_enc_len(strlen(token)));
 	if (len < 0 || strpbrk(encoded, "\r\n") != NULL)
 		pos_tryton_odd(session);
@@ -329,15 +369,16 @@ void
 pos_tryton_open(PosTrytonSession *session)
 {
 	login(session);
-	if (session->source == NULL)
-		learn(session);
+	if (session->source == NULL ||
+		TimestampDifferenceExceeds(session->learned_at, GetCurrentTimestamp(), LEARN_EVERY))
+		recognise(session);
 }
 
 /* Raises the error of a call that got no answer. */
 static void
-fail(PosTrytonSession *session)
+fail(PosTrytonSession *session, PosTrytonCall *call)
 {
-	tell_pending(session, pos_http_offered(session->http));
+	tell_pending(session, call, pos_http_offered(session->http));
 	pos_http_fail(session->http);
 }
 
@@ -346,7 +387,7 @@ fail(PosTrytonSession *session)
  * a proxy that gives it up, may be carrying out the call nevertheless.
  */
 static void
-check_status(PosTrytonSession *session, PosHttpAnswer *answer)
+check_status(PosTrytonSession *session, PosTrytonCall *call, PosHttpAnswer *answer)
 {
 	const char *server = session->options.http.server;
 	long		status = answer->status;
@@ -355,7 +396,7 @@ check_status(PosTrytonSession *session, PosHttpAnswer *answer)
 
 	if (status == 200)
 		return;
-	tell_pending(session, status >= 500 || status == 408);
+	tell_pending(session, call, status >= 500 || status == 408);
 	if (status == 403)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -445,7 +486,7 @@ pos_tryton_receive(PosTrytonSession *session)
 		{
 			if (repeated || !pos_http_reused(session->http) ||
 				(call->once && pos_http_offered(session->http)))
-				fail(session);
+				fail(session, call);
 			repeated = true;
 		}
 		else if (answer.status == 401 && !renewed)
@@ -454,19 +495,21 @@ pos_tryton_receive(PosTrytonSession *session)
 			renewed = true;
 			pfree(session->authorization);
 			session->authorization = NULL;
-			tell_pending(session, false);
+			tell_pending(session, call, false);
 			login(session);
+			if (!session->learning)
+				recognise(session);
 		}
 		else if (answer.status == 401)
 			refused(session, "It does not accept the session that it has just opened.");
 		else
 		{
-			check_status(session, &answer);
+			check_status(session, call, &answer);
 			result = open_envelope(session, call, &answer, &error);
 			if (error.type == jbvNull)
 				return result;
 			if (call->once || !is_dead(&error) || ++dead > MOST_DEAD)
-				raise_error(session, &error);
+				raise_error(session, call, &error);
 			CHECK_FOR_INTERRUPTS();
 		}
 		post(session, call, session->authorization);
@@ -487,12 +530,14 @@ is_circumstance(const char *text)
 {
 	static const char *const signs[] = {
 		"connection", "could not serialize", "deadlock", "canceling statement",
-		"terminating", "memory", "No space left", "timeout", "starting up",
-		"shutting down", "recovery"
+		"terminating", "memory", "no space left", "timeout", "timed out", "starting up",
+		"shutting down", "recovery", "eof detected", "ssl ", "too many clients",
+		"could not receive", "could not send", "broken pipe"
 	};
 
-	for (int i = 0; i < lengthof(signs); i++)
-		if (strstr(text, signs[i]) != NULL)
+	/* a name in quotes is what a dictionary does not have */
+	for (int i = 0; i < lengthof(signs) && text[0] != '\''; i++)
+		if (strcasestr(text, signs[i]) != NULL)
 			return true;
 	return false;
 }
@@ -502,7 +547,7 @@ is_circumstance(const char *text)
  * class that is about content: whoever sent several rows may look for the one.
  */
 static void
-raise_error(PosTrytonSession *session, JsonbValue *error)
+raise_error(PosTrytonSession *session, PosTrytonCall *call, JsonbValue *error)
 {
 	JsonbContainer *list = error->type == jbvBinary ? error->val.binary.data : NULL;
 	bool		is_list = list != NULL && JsonContainerIsArray(list) &&
@@ -543,8 +588,8 @@ raise_error(PosTrytonSession *session, JsonbValue *error)
 		message = name;
 	}
 	/* where its database was lost, that may have been after the commit */
-	tell_pending(session, code == ERRCODE_CONNECTION_FAILURE);
-	if (!session->call.once && ERRCODE_TO_CATEGORY(code) != ERRCODE_CONNECTION_EXCEPTION)
+	tell_pending(session, call, code == ERRCODE_CONNECTION_FAILURE);
+	if (!call->once && ERRCODE_TO_CATEGORY(code) != ERRCODE_CONNECTION_EXCEPTION)
 		code = ERRCODE_FDW_ERROR;	/* no row of ours is at fault */
 	while (message != NULL && message[0] != '\0' && message[strlen(message) - 1] == '\n')
 		message[strlen(message) - 1] = '\0';

@@ -3,7 +3,8 @@
  *		The remote's values as ours.
  *
  * Every value becomes a text that the local type's input function takes: what
- * does not fit is an error of that row, never rounded or cut.  A column of type
+ * does not fit is an error of that row; a number is rounded to the decimals that the
+ * column has, as by any INSERT.  A column of type
  * json or jsonb takes any field, as Tryton writes it.
  *
  * Types that JSON has not come as objects that tell their class.
@@ -116,6 +117,9 @@ pos_tryton_convertible(PosTrytonField *field, PosColumn *column)
 		if (!OidIsValid(local))
 			return false;
 	}
+	/* a part of it would be lost, and nobody told */
+	if (remote == TIMESTAMPTZOID && (local == DATEOID || local == TIMEOID || local == TIMETZOID))
+		return false;
 	return remote == local ||
 		(remote == TEXTOID && type_is_enum(local)) ||
 		can_coerce_type(1, &remote, &local, COERCION_ASSIGNMENT);
@@ -203,7 +207,7 @@ bytes_text(const char *encoded)
 	for (int i = 0; i < len; i++)
 		if (!isspace((unsigned char) encoded[i]))
 			plain[n++] = encoded[i];
-	n = pg_b64_decode(plain, n, bytes, pg_b64_dec_len(len));
+	n = pg_b64_decode(plain, n, (void *) bytes, pg_b64_dec_len(len));
 	if (n < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),

@@ -24,12 +24,12 @@
 /* Records that a method is called for at once */
 #define CALL_ROWS		50
 
-/* Makes provisional keys. */
+/* Makes provisional keys, by the server's clock as far as that is known. */
 static void
-make_keys(PosStep *step)
+make_keys(PosTrytonSession *session, PosStep *step)
 {
 	static int64 last = 0;
-	int64		now = (GetCurrentTimestamp() / 1000) << POS_TRYTON_KEY_BITS;
+	int64		now = ((GetCurrentTimestamp() + session->offset) / 1000) << POS_TRYTON_KEY_BITS;
 
 	step->nanswers = step->nrows;
 	step->answers = palloc(Max(step->nrows, 1) * sizeof(char *));
@@ -45,10 +45,15 @@ bool
 pos_tryton_settled(PosConnection *connection, const char *key)
 {
 	PosTrytonSession *session = (PosTrytonSession *) connection;
-	int64		number = strtoll(key, NULL, 10);
+	PosTrytonOptions *options = &session->options;
+	int64		age = pos_tryton_key_age(session, strtoll(key, NULL, 10));
 
-	return number > 0 ||
-		pos_tryton_key_age(number) >= (int64) session->options.overlap + session->options.http.call_timeout;
+	/*
+	 * It was sent when it was as old as create allows, after a login perhaps;
+	 * a clock that was set back says as much as one that was set forward.
+	 */
+	return Abs(age) >= options->overlap + 2 * ((int64) pos_tryton_longest_call(session) +
+											   options->http.connect_timeout);
 }
 
 /* Returns a member of a row that is a remote key. */
@@ -70,7 +75,10 @@ pos_tryton_rows(PosStep *step)
 JsonbContainer *
 pos_tryton_row(JsonbContainer *rows, int i)
 {
-	return getIthJsonbValueFromContainer(rows, i)->val.binary.data;
+	JsonbValue *row = getIthJsonbValueFromContainer(rows, i);
+
+	/* an answer may have anything there */
+	return row != NULL && row->type == jbvBinary ? row->val.binary.data : NULL;
 }
 
 /* Appends a field and its value as JSON; text NULL: null. */
@@ -81,7 +89,7 @@ pos_tryton_append_value(PosTrytonWrite *w, StringInfo buf, const char *model, co
 	PosTrytonField *field = pos_tryton_column(w->session, model, column);
 
 	if (text !=NULL && strcmp(field->type, "many2one") == 0)
-		text = psprintf(INT64_FORMAT, pos_tryton_id(w, strtoll(text, NULL, 10)));
+		text = psprintf(INT64_FORMAT, pos_tryton_id(w, field->relation, strtoll(text, NULL, 10)));
 
 	if (buf->data[buf->len - 1] != '{')
 		appendStringInfoChar(buf, ',');
@@ -119,7 +127,7 @@ pos_tryton_change_links(PosTrytonWrite *w, const char *model, List *links, const
 		PosTrytonLink *link = lfirst(lc);
 
 		appendStringInfo(&params, "[" INT64_FORMAT "],{\"%s\":[[\"%s\",[" INT64_FORMAT "]]]},",
-						 pos_tryton_id(w, link->origin), link->field, command, pos_tryton_id(w, link->target));
+						 pos_tryton_id(w, "", link->origin), link->field, command, pos_tryton_id(w, "", link->target));
 		if (++n < w->session->options.batch_size && lnext(links, lc) != NULL)
 			continue;
 		(void) pos_tryton_change(w, model, "write", params.data);
@@ -145,7 +153,7 @@ update(PosTrytonWrite *w, PosStep *step)
 	{
 		JsonbContainer *row = pos_tryton_row(rows, i);
 
-		appendStringInfo(&params, "[" INT64_FORMAT "],{", pos_tryton_id(w, pos_tryton_key(row, "id")));
+		appendStringInfo(&params, "[" INT64_FORMAT "],{", pos_tryton_id(w, model, pos_tryton_key(row, "id")));
 		for (int j = 0; j < step->ncolumns; j++)
 			if (strcmp(step->columns[j], "id") != 0)
 				pos_tryton_append_value(w, &params, model, step->columns[j],
@@ -183,11 +191,11 @@ delete(PosTrytonWrite *w, PosStep *step)
 			link->field = field;
 			link->origin = pos_tryton_key(row, "origin");
 			link->target = pos_tryton_key(row, "target");
-			if (link->origin > 0 && link->target > 0)
-				parted = lappend(parted, link);
+			parted = lappend(parted, link);
 		}
-		else if (pos_tryton_key(row, "id") > 0)
-			appendStringInfo(&params, "%s" INT64_FORMAT, n++ > 0 ? "," : "[", pos_tryton_key(row, "id"));
+		else
+			appendStringInfo(&params, "%s" INT64_FORMAT, n++ > 0 ? "," : "[",
+							 pos_tryton_id(w, model, pos_tryton_key(row, "id")));
 	}
 	step->affected = step->nrows;
 	if (parted != NIL)
@@ -272,7 +280,7 @@ call_methods(PosTrytonWrite *w, PosStep *step)
 	for (int i = 0; i < step->nrows; i++)
 	{
 		appendStringInfo(&ids, "%s" INT64_FORMAT, ids.len > 0 ? "," : "",
-						 pos_tryton_id(w, pos_tryton_key(pos_tryton_row(rows, i), "id")));
+						 pos_tryton_id(w, model, pos_tryton_key(pos_tryton_row(rows, i), "id")));
 		if ((i + 1) % CALL_ROWS != 0 && i + 1 < step->nrows)
 			continue;
 		call_for(w, step, model, ids.data);
@@ -320,7 +328,7 @@ pos_tryton_write_receive(PosConnection *connection)
 
 		if (step->kind == POS_STEP_KEYS)
 		{
-			make_keys(step);
+			make_keys(session, step);
 			continue;
 		}
 		pos_tryton_open(session);

@@ -13,8 +13,8 @@ use Time::HiRes qw(sleep time);
 
 plan skip_all => 'Tryton is not installed' if !Possync::Tryton::installed();
 
-my $sales = $ENV{POSSYNC_SALES} // 600;
-my $faults = $ENV{POSSYNC_FAULTS} // 24;
+my $sales = $ENV{POSSYNC_SALES} // 400;
+my $faults = $ENV{POSSYNC_FAULTS} // 16;
 my $seed = $ENV{POSSYNC_SEED} // int(rand(1_000_000));
 srand($seed);
 note("POSSYNC_SEED=$seed");
@@ -24,8 +24,8 @@ my $till = Possync->cluster('till');
 my $proxy = Possync::Proxy->new($erp->port);
 
 # No call of so few rows takes longer; what breaks is tried again soon
-$erp->connect_till($till, port => $proxy->port, overlap => '2s', call_timeout => '3s',
-	connect_timeout => '2s', batch_size => 40);
+$erp->connect_till($till, port => $proxy->port, overlap => '2s', call_timeout => '2s',
+	connect_timeout => '1s', batch_size => 40);
 $erp->sales_tables($till);
 $till->append_conf('postgresql.conf', 'possync.batch_entries = 60');
 $till->reload;
