@@ -68,7 +68,7 @@ for my $anew (1, 0)
 	my @wrong;
 	my $content = '';
 
-	for (my $n = 1; $n < $bytes; $n += $n < 1000 ? 97 : int($bytes / 31))
+	for (my $n = 1; $n < $bytes; $n += $n < 1000 ? 97 : int($bytes / 21))
 	{
 		if ($content eq '')
 		{

@@ -15,7 +15,7 @@ use Possync::Generator;
 use Test::More;
 
 my $first = $ENV{POSSYNC_SEED} // 1;
-my $last = $first + ($ENV{POSSYNC_SEEDS} // (defined $ENV{POSSYNC_SEED} ? 1 : 4)) - 1;
+my $last = $first + ($ENV{POSSYNC_SEEDS} // (defined $ENV{POSSYNC_SEED} ? 1 : 2)) - 1;
 
 my $master = Possync->cluster('master');
 my $till = Possync->cluster('till', 'restart_after_crash = on');

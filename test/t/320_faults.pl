@@ -16,7 +16,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time usleep);
 
-my $faults = $ENV{POSSYNC_FAULTS} // 300;
+my $faults = $ENV{POSSYNC_FAULTS} // 150;
 my $seed = $ENV{POSSYNC_SEED} // 4711;
 my @points = ('push bound', 'push prepared', 'push written', 'push confirmed');
 

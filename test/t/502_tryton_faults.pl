@@ -13,8 +13,8 @@ use Time::HiRes qw(sleep time);
 
 plan skip_all => 'Tryton is not installed' if !Possync::Tryton::installed();
 
-my $sales = $ENV{POSSYNC_SALES} // 400;
-my $faults = $ENV{POSSYNC_FAULTS} // 16;
+my $sales = $ENV{POSSYNC_SALES} // 300;
+my $faults = $ENV{POSSYNC_FAULTS} // 12;
 my $seed = $ENV{POSSYNC_SEED} // int(rand(1_000_000));
 srand($seed);
 note("POSSYNC_SEED=$seed");

@@ -267,9 +267,9 @@ EOC
 # pushing to the server "erp", and what has to be there for them.
 sub sales_tables
 {
-	my ($self, $till) = @_;
+	my ($self, $till, $dbname) = @_;
 
-	$till->safe_psql('postgres', <<'EOC');
+	$till->safe_psql($dbname // 'postgres', <<'EOC');
 CREATE TABLE party_party (id serial PRIMARY KEY, code text UNIQUE NOT NULL, name text);
 CREATE TABLE product_uom_category (id serial PRIMARY KEY, name text NOT NULL);
 CREATE TABLE product_uom (id serial PRIMARY KEY, name text NOT NULL, symbol text, factor float8, rate float8,

@@ -1,5 +1,6 @@
 # A tree of products pulled from a real Tryton server: whole, again with nothing
-# changed, and what changed.
+# changed, and what changed.  It is one of the first, for it makes the server that the
+# other tests copy, while these need none.
 
 use strict;
 use warnings FATAL => 'all';
