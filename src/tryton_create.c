@@ -162,6 +162,16 @@ key_of_reference(PosTrytonWrite *w, NewRow *node, const char *column)
 		pos_tryton_key(node->values, column) : 0;
 }
 
+/* Whether a row goes with another, or with one that does. */
+static bool
+goes_with(NewRow *node, NewRow *other)
+{
+	for (; node != NULL; node = node->parent)
+		if (node == other)
+			return true;
+	return false;
+}
+
 /*
  * Lets a row go with one that it refers to and that is new, too, if there is one
  * that lists it.
@@ -178,7 +188,7 @@ nest(PosTrytonWrite *w, NewRow *node)
 		if (strcmp(column, "id") == 0)
 			continue;
 		parent = find_node(w, key_of_reference(w, node, column));
-		if (parent == NULL || parent == node)
+		if (parent == NULL || goes_with(parent, node))
 			continue;
 		as = pos_tryton_inverse(w->session, parent->model, node->model, column);
 		if (as == NULL)
@@ -479,7 +489,7 @@ create(PosTrytonWrite *w, List *nodes)
 			pos_tryton_key_age(w->session, ((NewRow *) lfirst(lc))->key) >
 			pos_tryton_longest_call(w->session))
 			ereport(ERROR,
-					(errcode(ERRCODE_QUERY_CANCELED),
+					(errcode(ERRCODE_CONNECTION_FAILURE),
 					 errmsg("sending rows to server \"%s\" takes too long",
 							w->session->options.http.server)));
 	}
@@ -499,7 +509,7 @@ create(PosTrytonWrite *w, List *nodes)
 	read_children(w, nodes);
 }
 
-/* Makes the records of rows that can be; returns whether rows are left. */
+/* Makes the records of rows that can be; returns whether there were any to be made. */
 static bool
 create_ready(PosTrytonWrite *w, bool *any)
 {
@@ -513,6 +523,7 @@ create_ready(PosTrytonWrite *w, bool *any)
 	{
 		NewRow	   *node = lfirst(lc);
 
+		left = left || node->id == 0;
 		if (node->id != 0 || node->parent != NULL)
 			continue;
 		if (nodes != NIL && (((NewRow *) linitial(nodes))->step != node->step ||
@@ -522,7 +533,6 @@ create_ready(PosTrytonWrite *w, bool *any)
 			nodes = NIL;
 			n = 0;
 		}
-		left = true;
 		if (!is_ready(w, node))
 			continue;
 		nodes = lappend(nodes, node);

@@ -87,6 +87,14 @@ sleep $settled;
 is(push_rows('product_category'), 'ok 0', 'they are found');
 is($erp->sql("$categories 'X%'"), 'XA XB<XA XC<XB', 'and not made again');
 
+# Rows that refer to each other cannot be made one after the other
+begin_with('circle', $category);
+ask("BEGIN; INSERT INTO product_category (id, name, parent) VALUES (1, 'CA', NULL), (2, 'CB', 1);
+	UPDATE product_category SET parent = 2 WHERE id = 1; COMMIT");
+is(push_rows('product_category'), 'ok 1', 'two that refer to each other wait');
+like(waits(), qr/rows that refer to each other cannot be created/, 'it says why');
+is(queued(), 3, 'and are not forgotten');
+
 # Deleted before it is known to have arrived; then there again
 begin_with('deleted', $party);
 lose_answers(1);
