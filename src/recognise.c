@@ -380,7 +380,8 @@ assign_key(PosRun *run, PosModel *model, Datum *values, bool *nulls, int flags,
 						 errmsg("row %s of \"%s\" cannot be created at server \"%s\": its match field \"%s\" is null",
 								pos_key_string(values[POS_STAGE_LOCAL], model->local_int),
 								model->name, run->tree->server, model->written[i]->name),
-						 errdetail("A row whose arrival is in doubt has to be recognised there.")));
+						 errdetail("A row whose arrival is in doubt has to be recognised there."),
+						 errhint("Fill it, or choose other match fields with possync_set_field.")));
 	}
 	made = pos_keys_next(run, model);
 	for (int i = 0; i < model->nkey; i++)

@@ -491,7 +491,8 @@ create(PosTrytonWrite *w, List *nodes)
 			ereport(ERROR,
 					(errcode(ERRCODE_CONNECTION_FAILURE),
 					 errmsg("sending rows to server \"%s\" takes too long",
-							w->session->options.http.server)));
+							w->session->options.http.server),
+					 errhint("Fewer rows in one call take less: option \"batch_size\" of the server.")));
 	}
 	appendStringInfoString(&params, "],");
 	ids = pos_tryton_change(w, first->model, "create", params.data);
@@ -580,7 +581,8 @@ create_all(PosTrytonWrite *w)
 			ereport(ERROR,
 					(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
 					 errmsg("rows that refer to each other cannot be created at server \"%s\"",
-							w->session->options.http.server)));
+							w->session->options.http.server),
+					 errhint("Let one of them refer to the other only after both are there.")));
 }
 
 /* Lets rows that have a key of the remote's, and are still there, be as they are. */

@@ -280,7 +280,8 @@ recognise(PosTrytonSession *session)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONNECTION_FAILURE),
 				 errmsg("server \"%s\" has another database than before",
-						session->options.http.server)));
+						session->options.http.server),
+				 errhint("The next run reads all of it.")));
 }
 
 /*

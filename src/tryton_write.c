@@ -13,12 +13,9 @@
 
 #include "access/xact.h"
 #include "connection_tryton.h"
-#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
-#include "utils/hsearch.h"
 #include "utils/json.h"
-#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 /* Records that a method is called for at once */

@@ -18,6 +18,9 @@ my $proxy = Possync::Proxy->new($master->port);
 my $catalogue = "SELECT * FROM catalogue WHERE what NOT LIKE 'price%' ORDER BY what, key";
 my $step = 0;
 
+# How often a pull is cut, about; 31 is more thorough
+my $cuts = $ENV{POSSYNC_CUTS} // 21;
+
 shop($master, products => 300, first_key => 1000001, office => 'on');
 shop($till, products => 20);
 connect_till($till, $proxy->port);
@@ -68,7 +71,7 @@ for my $anew (1, 0)
 	my @wrong;
 	my $content = '';
 
-	for (my $n = 1; $n < $bytes; $n += $n < 1000 ? 97 : int($bytes / 21))
+	for (my $n = 1; $n < $bytes; $n += $n < 1000 ? 97 : int($bytes / $cuts))
 	{
 		if ($content eq '')
 		{
