@@ -426,13 +426,13 @@ repeat_open(PosPush *push, PosRun *run, Datum **txids)
 	int64		to;
 	int			n;
 
-	if (push->flying != NULL ||
-		(pos_connection_kind(run->tree->server)->capabilities & POS_CAP_LATE_KEYS) == 0)
+	if ((pos_connection_kind(run->tree->server)->capabilities & POS_CAP_LATE_KEYS) == 0)
 		return 0;
 	to = pos_batch_open_to(run->tree->server);
 	if (to == 0)
 		return 0;
-	push->from = 0;
+	if (push->flying == NULL)
+		push->from = 0;
 	n = search(push, run, to, txids);
 	if (n == 0)
 		push->from = from;
