@@ -102,10 +102,14 @@ pos_rowset_next(PosRowset *rowset, Datum **values, bool **nulls)
  * Makes the rows visible to statements run through SPI, under the rowset's
  * name.  To be called again after the rowset was filled anew, for the
  * planner's sake.
+ *
+ * SPI keeps its list of names in the current context, for as long as the
+ * connection: it must not be that of a row.
  */
 void
 pos_rowset_publish(PosRowset *rowset)
 {
+	MemoryContext old;
 	int			rc;
 
 	if (rowset->enr != NULL)
@@ -122,7 +126,9 @@ pos_rowset_publish(PosRowset *rowset)
 	rowset->enr->md.enrtype = ENR_NAMED_TUPLESTORE;
 	rowset->enr->md.enrtuples = rowset->count;
 	rowset->enr->reldata = rowset->store;
+	old = MemoryContextSwitchTo(TopTransactionContext);
 	rc = SPI_register_relation(rowset->enr);
+	MemoryContextSwitchTo(old);
 	if (rc != SPI_OK_REL_REGISTER)
 		elog(ERROR, "SPI_register_relation failed: %s",
 			 SPI_result_code_string(rc));
