@@ -653,5 +653,8 @@ pos_bind_component(PosRun *run, PosComponent *component)
 	}
 	pos_write_flush(run, component);
 	foreach(lc, component->models)
+	{
 		free_rows(lfirst(lc));
+		pos_write_close(lfirst(lc));
+	}
 }

@@ -10,6 +10,8 @@
  *
  * A foreign key that the caller has proven for all rows can be spared: its
  * check is then not queued.  Nothing is switched off for anybody else.
+ *
+ * Indexes can be left alone and built at the end, see rebuild.c.
  */
 #include "possync.h"
 
@@ -27,6 +29,7 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "optimizer/optimizer.h"
+#include "rebuild.h"
 #include "rewrite/rewriteHandler.h"
 #include "utils/acl.h"
 #include "utils/memutils.h"
@@ -53,6 +56,7 @@ struct PosBulk
 	ExprState **expressions;
 	bool		has_after_row;	/* the table's own value, see set_spared */
 	bool		hold;			/* see pos_bulk_hold */
+	List	   *rebuild;		/* of Oid: indexes to be built by closing */
 	int			nslots;
 	TupleTableSlot *slots[MAX_ROWS];	/* not zeroed, which would take as
 										 * long as inserting a row */
@@ -208,6 +212,49 @@ pos_bulk_fire(PosBulk *bulk)
 	PopActiveSnapshot();
 }
 
+/* Whether rows may stay without an entry in an index until it is rebuilt. */
+static bool
+can_lag(Relation index, List *only)
+{
+	return (only == NIL || list_member_oid(only, RelationGetRelid(index))) &&
+		index->rd_index->indimmediate && !index->rd_index->indisexclusion &&
+		index->rd_index->indisready && index->rd_index->indisvalid;
+}
+
+/*
+ * Leaves indexes alone from here on, until pos_bulk_close builds them: some, or
+ * all (NIL).  The caller knows that nothing reads them until then.  Returns
+ * false if they are in use.
+ */
+bool
+pos_bulk_rebuild(PosBulk *bulk, List *only)
+{
+	int			n = bulk->target->ri_NumIndices;
+	Relation   *indexes = palloc(n * sizeof(Relation));
+	int			nlagging = 0;
+
+	for (int i = 0; i < n; i++)
+		if (can_lag(bulk->target->ri_IndexRelationDescs[i], only))
+			indexes[nlagging++] = bulk->target->ri_IndexRelationDescs[i];
+	if (!pos_rebuild_lock(bulk->rel, nlagging, indexes))
+		return false;
+	for (int i = 0; i < n; i++)
+	{
+		Relation	index = bulk->target->ri_IndexRelationDescs[i];
+		MemoryContext old;
+
+		if (!can_lag(index, only))
+			continue;
+		/* as an index that is not ready yet, for our rows only */
+		bulk->target->ri_IndexRelationInfo[i]->ii_ReadyForInserts = false;
+		old = MemoryContextSwitchTo(bulk->estate->es_query_cxt);
+		bulk->rebuild = lappend_oid(bulk->rebuild, RelationGetRelid(index));
+		MemoryContextSwitchTo(old);
+	}
+	pfree(indexes);
+	return true;
+}
+
 /* Whether it is time to flush. */
 static bool
 is_full(PosBulk *bulk)
@@ -326,10 +373,15 @@ pos_bulk_flush(PosBulk *bulk)
 	PopActiveSnapshot();
 }
 
-/* Writes what is left and frees everything but the relation. */
+/*
+ * Writes what is left, builds the indexes that were left alone, and frees
+ * everything but the relation.
+ */
 void
 pos_bulk_close(PosBulk *bulk)
 {
+	List	   *rebuild = list_copy(bulk->rebuild);
+
 	pos_bulk_flush(bulk);
 	for (int i = 0; i < bulk->nslots; i++)
 		ExecDropSingleTupleTableSlot(bulk->slots[i]);
@@ -342,5 +394,6 @@ pos_bulk_close(PosBulk *bulk)
 	ExecCloseRangeTableRelations(bulk->estate);
 	FreeExecutorState(bulk->estate);
 	MemoryContextDelete(bulk->context);
+	pos_rebuild(bulk->rel, rebuild);
 	pfree(bulk);
 }

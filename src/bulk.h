@@ -15,6 +15,7 @@ extern PosBulk *pos_bulk_open(Relation rel, int ncolumns, AttrNumber *columns);
 extern void pos_bulk_spare(PosBulk *bulk, Oid constraint, bool spare);
 extern void pos_bulk_hold(PosBulk *bulk);
 extern void pos_bulk_fire(PosBulk *bulk);
+extern bool pos_bulk_rebuild(PosBulk *bulk, List *only);
 extern bool pos_bulk_put(PosBulk *bulk, Datum *values, bool *nulls);
 extern void pos_bulk_flush(PosBulk *bulk);
 extern void pos_bulk_close(PosBulk *bulk);

@@ -195,6 +195,7 @@ struct PosModel
 	PosField  **written;		/* in order of their columns in a staged row */
 	List	   *domains;		/* those that are translated and have a domain */
 	struct translation_hash *translations;
+	struct PosPairs *pairs;		/* those made in this run, see translation.c */
 	bool		has_translations;
 	struct locked_hash *locked; /* rows that new rows refer to, see prove.c */
 	int64	   *to_lock;		/* those of them not locked yet */

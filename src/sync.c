@@ -221,9 +221,8 @@ pos_sync_pull(PosRun *run)
 		pos_gone_apply(run, false);
 		foreach(lc, run->tree->components)
 			synchronize_component(run, lfirst(lc));
+		pos_translation_settle(run);
 		pos_gone_apply(run, true);
-		foreach(lc, run->tree->models)
-			pos_write_close(lfirst(lc));
 		pos_translation_close(run);
 		if (!run->dry)
 		{

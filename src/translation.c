@@ -9,6 +9,14 @@
  * the limit it just stops learning.  New translations are written in batches
  * and must be flushed before they can be found outside the hash table.
  *
+ * Rows that are made in the order of their keys, both of them integers, are
+ * remembered by pairs.c instead, which needs a tenth of the memory.
+ *
+ * A first load leaves the indexes alone and has them built at the end, see
+ * rebuild.c.  As long as it does, everything that it adds is remembered, so what
+ * cannot be found by its key at the source is not there.  Whoever looks in
+ * another way, and the first that cannot be remembered, has them built at once.
+ *
  * The scans see rows as they are now (SnapshotSelf), our own of the current
  * command included.  Nobody else changes the translations of a model during a
  * run, which holds the model's lock; a repeatable read transaction that began
@@ -29,6 +37,8 @@
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "compat.h"
+#include "pairs.h"
+#include "rebuild.h"
 #include "run.h"
 #include "store.h"
 #include "utils/builtins.h"
@@ -50,6 +60,8 @@ enum
 /* Known of a translation in the hash table beside what run.h defines */
 #define KNOWN_PENDING	0x80	/* its row would be made, were it not a dry
 								 * run */
+#define KNOWN_REMOVED	0x40	/* nothing is known any more, whatever the
+								 * pairs say */
 
 typedef struct TranslationEntry
 {
@@ -111,6 +123,9 @@ typedef struct PosTranslations
 	Lookup		remote_text;
 	Lookup		local_text;
 	PosBulk    *bulk;
+	int64		added;
+	bool		rebuilds;		/* the indexes on integers lack what is
+								 * remembered */
 	int64		pending;		/* the next key without meaning, in a dry run */
 } PosTranslations;
 
@@ -132,6 +147,40 @@ close_lookup(Lookup *lookup)
 	index_close(lookup->index, AccessShareLock);
 }
 
+static void
+open_lookups(PosTranslations *t)
+{
+	open_lookup(t, &t->remote, "synchronize_translation_remote", F_INT8EQ);
+	open_lookup(t, &t->local, "synchronize_translation_local", F_INT8EQ);
+	open_lookup(t, &t->remote_text, "synchronize_translation_remote_text", F_TEXTEQ);
+	open_lookup(t, &t->local_text, "synchronize_translation_local_text", F_TEXTEQ);
+}
+
+static void
+close_lookups(PosTranslations *t)
+{
+	close_lookup(&t->remote);
+	close_lookup(&t->local);
+	close_lookup(&t->remote_text);
+	close_lookup(&t->local_text);
+}
+
+/*
+ * Opens the lookups in the middle of a run, whoever is at work: they live as
+ * long as it does.
+ */
+static void
+reopen_lookups(PosTranslations *t)
+{
+	MemoryContext old = MemoryContextSwitchTo(t->scans);
+	ResourceOwner owner = CurrentResourceOwner;
+
+	CurrentResourceOwner = t->owner;
+	open_lookups(t);
+	CurrentResourceOwner = owner;
+	MemoryContextSwitchTo(old);
+}
+
 /* Opens the table for one run; no translation may be asked for before. */
 void
 pos_translation_open(PosRun *run)
@@ -146,10 +195,7 @@ pos_translation_open(PosRun *run)
 	t->context = AllocSetContextCreate(CurrentMemoryContext,
 									   "possync translations",
 									   ALLOCSET_DEFAULT_SIZES);
-	open_lookup(t, &t->remote, "synchronize_translation_remote", F_INT8EQ);
-	open_lookup(t, &t->local, "synchronize_translation_local", F_INT8EQ);
-	open_lookup(t, &t->remote_text, "synchronize_translation_remote_text", F_TEXTEQ);
-	open_lookup(t, &t->local_text, "synchronize_translation_local_text", F_TEXTEQ);
+	open_lookups(t);
 	t->pending = PG_INT64_MIN;
 	run->translations = t;
 }
@@ -160,13 +206,9 @@ pos_translation_close(PosRun *run)
 {
 	PosTranslations *t = run->translations;
 
-	pos_translation_flush(run);
+	close_lookups(t);
 	if (t->bulk != NULL)
 		pos_bulk_close(t->bulk);
-	close_lookup(&t->remote);
-	close_lookup(&t->local);
-	close_lookup(&t->remote_text);
-	close_lookup(&t->local_text);
 	ExecDropSingleTupleTableSlot(t->slot);
 	MemoryContextDelete(t->context);
 	table_close(t->rel, NoLock);
@@ -261,6 +303,7 @@ pos_translation_prepare(PosRun *run, PosModel *model)
 	model->from_int = run->push ? model->local_int : model->remote_int;
 	model->to_int = run->push ? model->remote_int : model->local_int;
 	model->translations = translation_create(t->context, 64, model);
+	model->pairs = NULL;
 	model->has_translations = has_any(t, model, lookup_of(run, model, true));
 	if (has_any(t, model, model->remote_int ? &t->remote_text : &t->remote))
 		ereport(ERROR,
@@ -284,7 +327,10 @@ copy_key(PosTranslations *t, Datum key, bool is_int)
 	return key;
 }
 
-/* Remembers a translation; returns NULL where there is no room. */
+/*
+ * Remembers a translation in the hash table; returns NULL where there is no
+ * room.
+ */
 static TranslationEntry *
 remember(PosRun *run, PosModel *model, Datum from, Datum to, uint8 flags)
 {
@@ -315,7 +361,18 @@ find(PosRun *run, PosModel *model, Datum from, Datum *to, uint8 *known)
 	{
 		*to = entry->to;
 		*known = entry->flags;
-		return true;
+		return (entry->flags & KNOWN_REMOVED) == 0;
+	}
+	if (model->pairs != NULL)
+	{
+		int64		pair;
+
+		if (pos_pairs_find(model->pairs, DatumGetInt64(from), &pair))
+		{
+			*to = Int64GetDatum(pair);
+			*known = POS_KNOWN_MADE;
+			return true;
+		}
 	}
 	if (!model->has_translations ||
 		!search(t, lookup_of(run, model, !run->push), model, from))
@@ -364,6 +421,7 @@ pos_translation_run(PosRun *run, PosModel *model, Datum from)
 {
 	bool		isnull;
 
+	pos_translation_settle(run);
 	if (!model->has_translations ||
 		!search(run->translations, lookup_of(run, model, !run->push), model,
 				from))
@@ -376,8 +434,80 @@ pos_translation_run(PosRun *run, PosModel *model, Datum from)
 bool
 pos_translation_is_linked(PosRun *run, PosModel *model, Datum to)
 {
+	pos_translation_settle(run);
 	return model->has_translations &&
 		search(run->translations, lookup_of(run, model, run->push), model, to);
+}
+
+/*
+ * Whether there are not many more translations than this run has added.  What a
+ * failed first load has left behind is passed over.
+ */
+static bool
+had_few(void)
+{
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {Int64GetDatum(2 * POS_REBUILD_ROWS)};
+
+	return pos_store_execute("SELECT 1 FROM @.synchronize_translation"
+							 " OFFSET $1 LIMIT 1", 1, types, values, NULL) == 0;
+}
+
+/* Whether nothing of the user's that may look at a table runs in a pull. */
+static bool
+is_plain(PosTree *tree)
+{
+	ListCell   *lc;
+
+	foreach(lc, tree->models)
+	{
+		Relation	rel = ((PosModel *) lfirst(lc))->rel;
+
+		if (rel != NULL && (pos_prove_has_code(rel) || !pos_rebuild_is_plain(rel)))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Leaves the indexes on integers alone from here on, if this is a first load and
+ * nobody uses them.
+ */
+static void
+consider_rebuild(PosRun *run)
+{
+	PosTranslations *t = run->translations;
+	List	   *indexes = list_make2_oid(RelationGetRelid(t->remote.index),
+										 RelationGetRelid(t->local.index));
+
+	pos_bulk_flush(t->bulk);
+	if (run->push || run->careful || pos_prove_has_code(t->rel) ||
+		!is_plain(run->tree) || !had_few())
+		return;
+	close_lookups(t);
+	t->rebuilds = pos_bulk_rebuild(t->bulk, indexes);
+	reopen_lookups(t);
+}
+
+/* Remembers what this run added; returns false where there is no room. */
+static bool
+remember_added(PosRun *run, PosModel *model, Datum remote, Datum local,
+			   bool created)
+{
+	PosTranslations *t = run->translations;
+	Datum		from = run->push ? local : remote;
+	Datum		to = run->push ? remote : local;
+
+	if (created && model->from_int && model->to_int &&
+		MemoryContextMemAllocated(t->context, false) <= CACHE_LIMIT)
+	{
+		if (model->pairs == NULL)
+			model->pairs = pos_pairs_create(t->context);
+		if (pos_pairs_put(model->pairs, DatumGetInt64(from), DatumGetInt64(to)))
+			return true;
+	}
+	return remember(run, model, from, to,
+					created ? POS_KNOWN_MADE : POS_KNOWN_MATCHED) != NULL;
 }
 
 /*
@@ -424,10 +554,26 @@ pos_translation_add(PosRun *run, PosModel *model, Datum remote, Datum local,
 	}
 	if (pos_bulk_put(t->bulk, values, nulls))
 		pos_bulk_flush(t->bulk);
-	remember(run, model, run->push ? local : remote,
-			 run->push ? remote : local,
-			 created ? POS_KNOWN_MADE : POS_KNOWN_MATCHED);
 	model->has_translations = true;
+	if (++t->added == POS_REBUILD_ROWS)
+		consider_rebuild(run);
+	if (!remember_added(run, model, remote, local, created))
+		pos_translation_settle(run);
+}
+
+/* Hides a pair, which cannot be taken out. */
+static void
+forget_pair(PosTranslations *t, PosModel *model, Datum from)
+{
+	TranslationEntry *entry;
+	int64		to;
+	bool		found;
+
+	if (!pos_pairs_find(model->pairs, DatumGetInt64(from), &to))
+		return;
+	entry = translation_insert(model->translations, from, &found);
+	entry->to = Int64GetDatum(to);
+	entry->flags = KNOWN_REMOVED;
 }
 
 /*
@@ -444,7 +590,10 @@ pos_translation_remove(PosRun *run, PosModel *model, Datum from)
 	translation_delete(model->translations, from);
 	if (run->dry)
 		return;
+	pos_translation_settle(run);
 	pos_translation_flush(run);
+	if (model->pairs != NULL)
+		forget_pair(run->translations, model, from);
 	if (run->push)
 		sql = model->from_int ?
 			"DELETE FROM @.synchronize_translation"
@@ -468,6 +617,7 @@ pos_translation_set_gone(PosRun *run, PosModel *model, Datum remote, bool gone)
 	Datum		values[] = {Int16GetDatum(model->id), remote, Int32GetDatum(run->id)};
 	const char *nulls = gone ? "   " : "  n";
 
+	pos_translation_settle(run);
 	pos_store_execute(model->remote_int ?
 					  "UPDATE @.synchronize_translation SET gone = $3"
 					  " WHERE model = $1 AND remote_key = $2"
@@ -483,4 +633,19 @@ pos_translation_flush(PosRun *run)
 {
 	if (run->translations->bulk != NULL)
 		pos_bulk_flush(run->translations->bulk);
+}
+
+/* Completes the indexes, so that statements can find what was added. */
+void
+pos_translation_settle(PosRun *run)
+{
+	PosTranslations *t = run->translations;
+
+	if (!t->rebuilds)
+		return;
+	t->rebuilds = false;
+	close_lookups(t);
+	pos_bulk_close(t->bulk);
+	t->bulk = NULL;
+	reopen_lookups(t);
 }

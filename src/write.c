@@ -16,6 +16,10 @@
 #include "bulk.h"
 #include "catalog/pg_class.h"
 #include "commands/trigger.h"
+#include "compat.h"
+#include "miscadmin.h"
+#include "progress.h"
+#include "rebuild.h"
 #include "run.h"
 #include "sql.h"
 #include "utils/builtins.h"
@@ -31,6 +35,8 @@ struct PosWriter
 {
 	Relation	rel;
 	PosBulk    *bulk;			/* NULL: new rows go through inserts */
+	bool		considered;		/* see consider_rebuild */
+	bool		rebuilds;		/* indexes are built by closing */
 	PosRowset  *inserts;
 	PosRowset  *updates;
 };
@@ -79,12 +85,30 @@ open_writer(PosRun *run, PosModel *model)
 	return writer;
 }
 
+/*
+ * Leaves the indexes of a table alone until all its rows are there, if it had
+ * none, gets many, and nothing looks at them before.  They belong to their owner,
+ * who alone may lock them.
+ */
+static void
+consider_rebuild(PosModel *model, PosWriter *writer)
+{
+	if (writer->considered || model->counts.created < POS_REBUILD_ROWS)
+		return;
+	writer->considered = true;
+	if (model->empty && !model->component->inner &&
+		pos_compat_owns_table(model->relid, GetUserId()) &&
+		!pos_prove_has_code(model->rel) && pos_rebuild_is_plain(model->rel))
+		writer->rebuilds = pos_bulk_rebuild(writer->bulk, NIL);
+}
+
 /* Writes the rows put so far, once what they refer to is locked. */
 static void
 flush_bulk(PosModel *model, PosWriter *writer)
 {
 	pos_prove_lock(model);
 	pos_bulk_flush(writer->bulk);
+	consider_rebuild(model, writer);
 }
 
 /* Appends the INSERT of a model's gathered rows. */
@@ -517,7 +541,7 @@ flush_inserts(PosRun *run, PosComponent *component)
 		run_inserts(run, models);
 }
 
-/* Frees what writing a model needed. */
+/* Ends writing a model: its indexes are complete, and what was needed is freed. */
 void
 pos_write_close(PosModel *model)
 {
@@ -525,6 +549,8 @@ pos_write_close(PosModel *model)
 
 	if (writer == NULL)
 		return;
+	if (writer->rebuilds)
+		pos_progress_phase("indexing", model->name);
 	if (writer->bulk != NULL)
 		pos_bulk_close(writer->bulk);
 	model->bulk = NULL;
