@@ -224,7 +224,7 @@ can_lag(Relation index, List *only)
 /*
  * Leaves indexes alone from here on, until pos_bulk_close builds them: some, or
  * all (NIL).  The caller knows that nothing reads them until then.  Returns
- * false if they are in use.
+ * false if there is none, or they are in use.
  */
 bool
 pos_bulk_rebuild(PosBulk *bulk, List *only)
@@ -236,7 +236,7 @@ pos_bulk_rebuild(PosBulk *bulk, List *only)
 	for (int i = 0; i < n; i++)
 		if (can_lag(bulk->target->ri_IndexRelationDescs[i], only))
 			indexes[nlagging++] = bulk->target->ri_IndexRelationDescs[i];
-	if (!pos_rebuild_lock(bulk->rel, nlagging, indexes))
+	if (nlagging == 0 || !pos_rebuild_lock(bulk->rel, nlagging, indexes))
 		return false;
 	for (int i = 0; i < n; i++)
 	{
