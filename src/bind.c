@@ -49,9 +49,9 @@ static void
 put_known(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 {
 	if (is_pending(values) && !model->component->inner)
-		pos_write_pretend(run, model, values, nulls);
+		pos_known_pretend(run, model, values, nulls);
 	else
-		put(model->known, values, nulls);
+		pos_known_take(run, model, values, nulls);
 }
 
 /* Whether the local table of a model has no row at all. */
@@ -333,6 +333,9 @@ pos_bind_receive(PosRun *run, PosModel *model)
 	model->creates = pos_rowset_create(psprintf("possync_creates_%d", model->id),
 									   model->stage);
 	model->empty = is_empty(model);
+	pos_known_begin(run, model, has_match_field(model) &&
+					!model->component->inner &&
+					model->on_unknown != POS_CREATE_ONLY);
 	reception.all_new = model->empty && !model->component->inner &&
 		model->on_unknown != POS_MATCH_ONLY && !run->careful;
 
@@ -509,7 +512,7 @@ translate_rows(PosRun *run, PosModel *model, PosRowset **rows, bool creates)
 		if (missing == NULL)
 		{
 			if (is_pending(values) && !creates)
-				pos_write_pretend(run, model, values, nulls);
+				pos_known_pretend(run, model, values, nulls);
 			else
 				put(done, values, nulls);
 		}
@@ -584,14 +587,14 @@ compare_bound(PosRun *run, PosComponent *component)
 									&pending) != NULL)
 				put(later, values, nulls);
 			else if (is_pending(values))
-				pos_write_pretend(run, model, values, nulls);
+				pos_known_pretend(run, model, values, nulls);
 			else
 				put(bound, values, nulls);
 			MemoryContextSwitchTo(old);
 		}
 		pos_rowset_free(model->known);
 		model->known = bound;
-		pos_write_compare(run, model, false);
+		pos_known_compare(run, model);
 		pos_rowset_free(bound);
 		model->known = later;
 	}
@@ -631,13 +634,13 @@ pos_bind_component(PosRun *run, PosComponent *component)
 
 	if (!component->inner)
 	{
-		pos_write_compare(run, first, has_match_field(first) &&
-						  first->on_unknown != POS_CREATE_ONLY);
+		pos_known_compare(run, first);
+		first->unlinks = false;
 		pos_write_flush(run, component);
 		bind_rows(run, first, first->unknown);
 		pos_translation_flush(run);
 		pos_write_flush(run, component);
-		pos_write_compare(run, first, false);
+		pos_known_compare(run, first);
 	}
 	else
 	{
@@ -649,12 +652,13 @@ pos_bind_component(PosRun *run, PosComponent *component)
 				write_creates(run, lfirst(lc));
 		pos_write_flush(run, component);
 		foreach(lc, component->models)
-			pos_write_compare(run, lfirst(lc), false);
+			pos_known_compare(run, lfirst(lc));
 	}
 	pos_write_flush(run, component);
 	foreach(lc, component->models)
 	{
 		free_rows(lfirst(lc));
+		pos_known_end(lfirst(lc));
 		pos_write_close(lfirst(lc));
 	}
 }

@@ -27,10 +27,10 @@
 #include "executor/executor.h"
 #include "executor/nodeModifyTable.h"
 #include "miscadmin.h"
-#include "nodes/makefuncs.h"
 #include "optimizer/optimizer.h"
 #include "rebuild.h"
 #include "rewrite/rewriteHandler.h"
+#include "target.h"
 #include "utils/acl.h"
 #include "utils/memutils.h"
 #include "utils/rls.h"
@@ -42,9 +42,7 @@
 
 struct PosBulk
 {
-	Relation	rel;
-	EState	   *estate;
-	ResultRelInfo *target;
+	PosTarget	target;
 	BulkInsertState state;		/* NULL until a batch is full */
 	MemoryContext context;		/* reset after every batch */
 	int			nrows;
@@ -90,7 +88,7 @@ pos_bulk_possible(Relation rel)
 static void
 prepare_defaults(PosBulk *bulk)
 {
-	TupleDesc	desc = RelationGetDescr(bulk->rel);
+	TupleDesc	desc = RelationGetDescr(bulk->target.rel);
 
 	bulk->defaults = palloc(desc->natts * sizeof(AttrNumber));
 	bulk->expressions = palloc(desc->natts * sizeof(ExprState *));
@@ -104,7 +102,7 @@ prepare_defaults(PosBulk *bulk)
 			supplied = bulk->columns[i] == attr->attnum;
 		if (supplied || attr->attisdropped || attr->attgenerated)
 			continue;
-		expression = build_column_default(bulk->rel, attr->attnum);
+		expression = build_column_default(bulk->target.rel, attr->attnum);
 		if (expression == NULL)
 			continue;
 		bulk->defaults[bulk->ndefaults] = attr->attnum;
@@ -124,23 +122,17 @@ pos_bulk_open(Relation rel, int ncolumns, AttrNumber *columns)
 	MemoryContext old;
 
 	memset(bulk, 0, offsetof(PosBulk, slots));
-	bulk->rel = rel;
 	bulk->ncolumns = columns == NULL ? RelationGetDescr(rel)->natts : ncolumns;
 	bulk->columns = columns;
 	bulk->context = AllocSetContextCreate(CurrentMemoryContext,
 										  "possync bulk insert",
 										  ALLOCSET_DEFAULT_SIZES);
-	bulk->estate = CreateExecutorState();
-	old = MemoryContextSwitchTo(bulk->estate->es_query_cxt);
-	pos_compat_init_range_table(bulk->estate, rel);
-	bulk->target = makeNode(ResultRelInfo);
-	ExecInitResultRelation(bulk->estate, bulk->target, 1);
-	pos_compat_check_insert(bulk->target);
-	ExecOpenIndices(bulk->target, false);
+	pos_target_open(&bulk->target, rel, CMD_INSERT, NULL);
+	old = MemoryContextSwitchTo(bulk->target.estate->es_query_cxt);
 	prepare_defaults(bulk);
 	MemoryContextSwitchTo(old);
-	if (bulk->target->ri_TrigDesc != NULL)
-		bulk->has_after_row = bulk->target->ri_TrigDesc->trig_insert_after_row;
+	if (bulk->target.info->ri_TrigDesc != NULL)
+		bulk->has_after_row = bulk->target.info->ri_TrigDesc->trig_insert_after_row;
 	return bulk;
 }
 
@@ -148,7 +140,7 @@ pos_bulk_open(Relation rel, int ncolumns, AttrNumber *columns)
 static void
 update_after_row(PosBulk *bulk)
 {
-	TriggerDesc *triggers = bulk->target->ri_TrigDesc;
+	TriggerDesc *triggers = bulk->target.info->ri_TrigDesc;
 	bool		any = false;
 
 	for (int i = 0; i < triggers->numtriggers; i++)
@@ -170,7 +162,7 @@ update_after_row(PosBulk *bulk)
 void
 pos_bulk_spare(PosBulk *bulk, Oid constraint, bool spare)
 {
-	TriggerDesc *triggers = bulk->target->ri_TrigDesc;
+	TriggerDesc *triggers = bulk->target.info->ri_TrigDesc;
 
 	if (triggers == NULL)
 		return;
@@ -208,7 +200,7 @@ void
 pos_bulk_fire(PosBulk *bulk)
 {
 	PushActiveSnapshot(GetTransactionSnapshot());
-	AfterTriggerEndQuery(bulk->estate);
+	AfterTriggerEndQuery(bulk->target.estate);
 	PopActiveSnapshot();
 }
 
@@ -229,25 +221,25 @@ can_lag(Relation index, List *only)
 bool
 pos_bulk_rebuild(PosBulk *bulk, List *only)
 {
-	int			n = bulk->target->ri_NumIndices;
+	int			n = bulk->target.info->ri_NumIndices;
 	Relation   *indexes = palloc(n * sizeof(Relation));
 	int			nlagging = 0;
 
 	for (int i = 0; i < n; i++)
-		if (can_lag(bulk->target->ri_IndexRelationDescs[i], only))
-			indexes[nlagging++] = bulk->target->ri_IndexRelationDescs[i];
-	if (nlagging == 0 || !pos_rebuild_lock(bulk->rel, nlagging, indexes))
+		if (can_lag(bulk->target.info->ri_IndexRelationDescs[i], only))
+			indexes[nlagging++] = bulk->target.info->ri_IndexRelationDescs[i];
+	if (nlagging == 0 || !pos_rebuild_lock(bulk->target.rel, nlagging, indexes))
 		return false;
 	for (int i = 0; i < n; i++)
 	{
-		Relation	index = bulk->target->ri_IndexRelationDescs[i];
+		Relation	index = bulk->target.info->ri_IndexRelationDescs[i];
 		MemoryContext old;
 
 		if (!can_lag(index, only))
 			continue;
 		/* as an index that is not ready yet, for our rows only */
-		bulk->target->ri_IndexRelationInfo[i]->ii_ReadyForInserts = false;
-		old = MemoryContextSwitchTo(bulk->estate->es_query_cxt);
+		bulk->target.info->ri_IndexRelationInfo[i]->ii_ReadyForInserts = false;
+		old = MemoryContextSwitchTo(bulk->target.estate->es_query_cxt);
 		bulk->rebuild = lappend_oid(bulk->rebuild, RelationGetRelid(index));
 		MemoryContextSwitchTo(old);
 	}
@@ -274,12 +266,12 @@ pos_bulk_put(PosBulk *bulk, Datum *values, bool *nulls)
 
 	if (bulk->nrows == bulk->nslots)
 	{
-		old = MemoryContextSwitchTo(bulk->estate->es_query_cxt);
-		bulk->slots[bulk->nslots++] = table_slot_create(bulk->rel, NULL);
+		old = MemoryContextSwitchTo(bulk->target.estate->es_query_cxt);
+		bulk->slots[bulk->nslots++] = table_slot_create(bulk->target.rel, NULL);
 		MemoryContextSwitchTo(old);
 	}
 	slot = bulk->slots[bulk->nrows];
-	ResetPerTupleExprContext(bulk->estate);
+	ResetPerTupleExprContext(bulk->target.estate);
 	if (bulk->columns == NULL)
 	{
 		memcpy(slot->tts_values, values, bulk->ncolumns * sizeof(Datum));
@@ -296,19 +288,19 @@ pos_bulk_put(PosBulk *bulk, Datum *values, bool *nulls)
 		for (int i = 0; i < bulk->ndefaults; i++)
 			slot->tts_values[bulk->defaults[i] - 1] =
 				ExecEvalExprSwitchContext(bulk->expressions[i],
-										  GetPerTupleExprContext(bulk->estate),
+										  GetPerTupleExprContext(bulk->target.estate),
 										  &slot->tts_isnull[bulk->defaults[i] - 1]);
 	}
 	ExecStoreVirtualTuple(slot);
-	slot->tts_tableOid = RelationGetRelid(bulk->rel);
+	slot->tts_tableOid = RelationGetRelid(bulk->target.rel);
 
-	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(bulk->estate));
-	if (bulk->rel->rd_att->constr != NULL)
+	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(bulk->target.estate));
+	if (bulk->target.rel->rd_att->constr != NULL)
 	{
-		if (bulk->rel->rd_att->constr->has_generated_stored)
-			ExecComputeStoredGenerated(bulk->target, bulk->estate, slot,
+		if (bulk->target.rel->rd_att->constr->has_generated_stored)
+			ExecComputeStoredGenerated(bulk->target.info, bulk->target.estate, slot,
 									   CMD_INSERT);
-		ExecConstraints(bulk->target, slot, bulk->estate);
+		ExecConstraints(bulk->target.info, slot, bulk->target.estate);
 	}
 	MemoryContextSwitchTo(old);
 	bulk->nbytes += ExecFetchSlotHeapTuple(slot, true, NULL)->t_len;
@@ -322,9 +314,9 @@ finish_row(PosBulk *bulk, TupleTableSlot *slot)
 {
 	List	   *recheck = NIL;
 
-	if (bulk->target->ri_NumIndices > 0)
-		recheck = pos_compat_insert_index_tuples(bulk->target, slot, bulk->estate);
-	ExecARInsertTriggers(bulk->estate, bulk->target, slot, recheck, NULL);
+	if (bulk->target.info->ri_NumIndices > 0)
+		recheck = pos_compat_insert_index_tuples(bulk->target.info, slot, bulk->target.estate);
+	ExecARInsertTriggers(bulk->target.estate, bulk->target.info, slot, recheck, NULL);
 	list_free(recheck);
 	ExecClearTuple(slot);
 }
@@ -347,16 +339,16 @@ pos_bulk_flush(PosBulk *bulk)
 
 	if (bulk->state == NULL && is_full(bulk))
 	{
-		old = MemoryContextSwitchTo(bulk->estate->es_query_cxt);
+		old = MemoryContextSwitchTo(bulk->target.estate->es_query_cxt);
 		bulk->state = GetBulkInsertState();
 		MemoryContextSwitchTo(old);
 	}
 	old = MemoryContextSwitchTo(bulk->context);
-	table_multi_insert(bulk->rel, bulk->slots, bulk->nrows,
+	table_multi_insert(bulk->target.rel, bulk->slots, bulk->nrows,
 					   GetCurrentCommandId(true), 0, bulk->state);
 	for (int i = 0; i < bulk->nrows; i++)
 	{
-		ResetPerTupleExprContext(bulk->estate);
+		ResetPerTupleExprContext(bulk->target.estate);
 		finish_row(bulk, bulk->slots[i]);
 	}
 	bulk->nrows = 0;
@@ -368,7 +360,7 @@ pos_bulk_flush(PosBulk *bulk)
 	if (!bulk->hold)
 	{
 		UpdateActiveSnapshotCommandId();
-		AfterTriggerEndQuery(bulk->estate);
+		AfterTriggerEndQuery(bulk->target.estate);
 	}
 	PopActiveSnapshot();
 }
@@ -387,13 +379,9 @@ pos_bulk_close(PosBulk *bulk)
 		ExecDropSingleTupleTableSlot(bulk->slots[i]);
 	if (bulk->state != NULL)
 		FreeBulkInsertState(bulk->state);
-	table_finish_bulk_insert(bulk->rel, 0);
-	/* triggers have their slots there */
-	ExecResetTupleTable(bulk->estate->es_tupleTable, false);
-	ExecCloseResultRelations(bulk->estate);
-	ExecCloseRangeTableRelations(bulk->estate);
-	FreeExecutorState(bulk->estate);
+	table_finish_bulk_insert(bulk->target.rel, 0);
+	pos_target_close(&bulk->target);
 	MemoryContextDelete(bulk->context);
-	pos_rebuild(bulk->rel, rebuild);
+	pos_rebuild(bulk->target.rel, rebuild);
 	pfree(bulk);
 }

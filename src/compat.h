@@ -8,6 +8,8 @@
 
 #include "access/genam.h"
 #include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
 #include "catalog/index.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
@@ -27,10 +29,10 @@
 
 /*
  * Gives an executor state a range table of one relation, into which rows are
- * inserted.
+ * inserted or of which some columns are updated.
  */
 static inline void
-pos_compat_init_range_table(EState *estate, Relation rel)
+pos_compat_init_range_table(EState *estate, Relation rel, Bitmapset *updated)
 {
 	RangeTblEntry *rte = makeNode(RangeTblEntry);
 #if PG_VERSION_NUM >= 160000
@@ -41,28 +43,31 @@ pos_compat_init_range_table(EState *estate, Relation rel)
 	rte->relid = RelationGetRelid(rel);
 	rte->relkind = rel->rd_rel->relkind;
 	rte->rellockmode = RowExclusiveLock;
+#if PG_VERSION_NUM >= 160000
+	addRTEPermissionInfo(&permissions, rte)->updatedCols = updated;
+#else
+	rte->updatedCols = updated;
+#endif
 #if PG_VERSION_NUM >= 180000
-	addRTEPermissionInfo(&permissions, rte);
 	ExecInitRangeTable(estate, list_make1(rte), permissions,
 					   bms_make_singleton(1));
 #elif PG_VERSION_NUM >= 160000
-	addRTEPermissionInfo(&permissions, rte);
 	ExecInitRangeTable(estate, list_make1(rte), permissions);
 #else
 	ExecInitRangeTable(estate, list_make1(rte));
 #endif
 }
 
-/* Errors if rows cannot be inserted into a table at all */
+/* Errors if a command cannot be carried out on a table at all */
 static inline void
-pos_compat_check_insert(ResultRelInfo *target)
+pos_compat_check_target(ResultRelInfo *target, CmdType command)
 {
 #if PG_VERSION_NUM >= 180000
-	CheckValidResultRel(target, CMD_INSERT, ONCONFLICT_NONE, NIL);
+	CheckValidResultRel(target, command, ONCONFLICT_NONE, NIL);
 #elif PG_VERSION_NUM >= 170000
-	CheckValidResultRel(target, CMD_INSERT, NIL);
+	CheckValidResultRel(target, command, NIL);
 #else
-	CheckValidResultRel(target, CMD_INSERT);
+	CheckValidResultRel(target, command);
 #endif
 }
 
@@ -76,6 +81,40 @@ pos_compat_insert_index_tuples(ResultRelInfo *target, TupleTableSlot *slot,
 								 false);
 #else
 	return ExecInsertIndexTuples(target, slot, estate, false, false, NULL, NIL);
+#endif
+}
+
+/* Which indexes an updated row has to be entered into */
+#if PG_VERSION_NUM >= 160000
+typedef TU_UpdateIndexes PosCompatIndexes;
+#define pos_compat_has_indexes(indexes) ((indexes) != TU_None)
+#else
+typedef bool PosCompatIndexes;
+#define pos_compat_has_indexes(indexes) (indexes)
+#endif
+
+/* Updates one row, after whoever is at work on it has ended. */
+static inline TM_Result
+pos_compat_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot,
+						Snapshot snapshot, TM_FailureData *failure,
+						PosCompatIndexes *indexes)
+{
+	LockTupleMode mode;
+
+	return table_tuple_update(rel, tid, slot, GetCurrentCommandId(true), snapshot,
+							  InvalidSnapshot, true, failure, &mode, indexes);
+}
+
+/* Enters an updated row into those; returns the indexes to be checked again. */
+static inline List *
+pos_compat_update_index_tuples(ResultRelInfo *target, TupleTableSlot *slot,
+							   EState *estate, PosCompatIndexes indexes)
+{
+#if PG_VERSION_NUM >= 160000
+	return ExecInsertIndexTuples(target, slot, estate, true, false, NULL, NIL,
+								 indexes == TU_Summarizing);
+#else
+	return ExecInsertIndexTuples(target, slot, estate, true, false, NULL, NIL);
 #endif
 }
 

@@ -201,6 +201,10 @@ struct PosModel
 	int64	   *to_lock;		/* those of them not locked yet */
 	int			nto_lock;
 	int			maxto_lock;
+	bool		unlinks;		/* what is done with known ones, see known.c */
+	bool		looks_up;
+	bool		streams;
+	struct PosLookup *lookup;
 	PosRowset  *known;			/* staged rows by what is known of them */
 	PosRowset  *unknown;
 	PosRowset  *pending;		/* queued changes, see conflict.c */

@@ -128,10 +128,18 @@ extern void pos_match_rows(PosRun *run, PosModel *model, PosRowset *rows,
 /* in update.c: rows that differ, also if they swap unique values */
 extern int64 pos_update_rows(PosModel *model, PosRowset *rows);
 
-/* in write.c: what differs is written */
-extern void pos_write_compare(PosRun *run, PosModel *model, bool unlink);
-extern void pos_write_pretend(PosRun *run, PosModel *model, Datum *values,
+/* in known.c: rows that are linked with a local one */
+extern void pos_known_begin(PosRun *run, PosModel *model, bool unlink);
+extern void pos_known_take(PosRun *run, PosModel *model, Datum *values,
+						   bool *nulls);
+extern void pos_known_pretend(PosRun *run, PosModel *model, Datum *values,
 							  bool *nulls);
+extern void pos_known_compare(PosRun *run, PosModel *model);
+extern void pos_known_end(PosModel *model);
+
+/* in write.c: what differs is written */
+extern void pos_write_update(PosRun *run, PosModel *model, Datum *values,
+							 bool *nulls);
 extern void pos_write_create(PosRun *run, PosModel *model, Datum *values,
 							 bool *nulls);
 extern void pos_write_flush(PosRun *run, PosComponent *component);

@@ -1,7 +1,7 @@
 /*
  * update.c
- *		Rows that differ are updated by one statement, also where they exchange
- *		the values of unique columns.
+ *		Rows that differ are updated, one by one below SQL where the table allows it,
+ *		else by one statement; also where they exchange the values of unique columns.
  *
  * A unique constraint that is not deferrable is checked row by row, so rows
  * that swap their values, or hand them on in the wrong order, cannot be updated
@@ -13,6 +13,7 @@
 #include "possync.h"
 
 #include "access/xact.h"
+#include "amend.h"
 #include "catalog/pg_index.h"
 #include "catalog/pg_type.h"
 #include "run.h"
@@ -134,19 +135,28 @@ aside_statement(PosModel *model)
 }
 
 static int64
-execute(PosModel *model, int64 n, const char *statement)
+execute(PosModel *model, PosRowset *rows, const char *statement)
 {
+	pos_rowset_publish(rows);
 	return pos_sql_execute_join(statement, model->rel,
-								pos_sql_key_columns(model), n);
+								pos_sql_key_columns(model),
+								pos_rowset_count(rows));
+}
+
+/* Updates the rows of a set; returns how many. */
+static int64
+update(PosModel *model, PosRowset *rows)
+{
+	return pos_amend_possible(model) ? pos_amend_rows(model, rows) :
+		execute(model, rows, update_statement(model));
 }
 
 /*
- * Carries out statements in a subtransaction, the first of which may be NULL.
- * Returns the error they failed with, or NULL.
+ * Updates the rows of a set in a subtransaction, after a statement that may be NULL.
+ * Returns the error that it failed with, or NULL.
  */
 static ErrorData *
-attempt(PosModel *model, int64 n, const char *aside, const char *update,
-		int64 *done)
+attempt(PosModel *model, PosRowset *rows, const char *aside, int64 *done)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -157,8 +167,8 @@ attempt(PosModel *model, int64 n, const char *aside, const char *update,
 	PG_TRY();
 	{
 		if (aside != NULL)
-			(void) execute(model, n, aside);
-		*done = execute(model, n, update);
+			(void) execute(model, rows, aside);
+		*done = update(model, rows);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -175,25 +185,22 @@ attempt(PosModel *model, int64 n, const char *aside, const char *update,
 }
 
 /*
- * Updates the rows of a set, which is published as possync_update_<model>.
- * Returns how many the table's triggers, rules and policies let through.
+ * Updates the rows of a set, which has the name possync_update_<model>.  Returns
+ * how many the table's triggers, rules and policies let through.
  */
 int64
 pos_update_rows(PosModel *model, PosRowset *rows)
 {
-	int64		n = pos_rowset_count(rows);
-	char	   *update = update_statement(model);
 	char	   *aside = aside_statement(model);
 	int64		done;
 	ErrorData  *error;
 
-	pos_rowset_publish(rows);
 	if (aside == NULL)
-		return execute(model, n, update);
-	error = attempt(model, n, NULL, update, &done);
+		return update(model, rows);
+	error = attempt(model, rows, NULL, &done);
 	if (error != NULL && error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION)
 	{
-		ErrorData  *second = attempt(model, n, aside, update, &done);
+		ErrorData  *second = attempt(model, rows, aside, &done);
 
 		/* what was in the way at first tells more, unless we were stopped */
 		if (second == NULL || ERRCODE_TO_CATEGORY(second->sqlerrcode) ==

@@ -1,7 +1,7 @@
 /*
  * write.c
  *		The last step: rows that differ are updated, rows that are not here are
- *		inserted, and nothing else is touched.
+ *		inserted.
  *
  * New rows go the bulk way where the table allows it, else through INSERT.  On
  * the bulk way foreign keys are proven instead of checked where prove.c can.
@@ -272,9 +272,12 @@ run_inserts(PosRun *run, List *models)
 	}
 }
 
-/* Takes a row to be inserted. */
-static void
-insert(PosRun *run, PosModel *model, Datum *values, bool *nulls)
+/*
+ * Takes a new row, bound and translated, whose translation exists.  It is
+ * written by the next flush at the latest.
+ */
+void
+pos_write_create(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 {
 	PosWriter  *writer = open_writer(run, model);
 
@@ -299,16 +302,6 @@ insert(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 	if (pos_rowset_count(writer->inserts) >= STATEMENT_ROWS &&
 		!model->component->inner)
 		run_inserts(run, list_make1(model));
-}
-
-/*
- * Takes a new row, bound and translated, whose translation exists.  It is
- * written by the next flush at the latest.
- */
-void
-pos_write_create(PosRun *run, PosModel *model, Datum *values, bool *nulls)
-{
-	insert(run, model, values, nulls);
 }
 
 static void
@@ -347,9 +340,12 @@ run_updates(PosRun *run, PosModel *model)
 		update_gathered(run, model);
 }
 
-/* Takes a row that differs from its local one. */
-static void
-update(PosRun *run, PosModel *model, Datum *values, bool *nulls)
+/*
+ * Takes a row that differs from its local one.  It is written by the next flush at
+ * the latest.
+ */
+void
+pos_write_update(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 {
 	PosWriter  *writer = open_writer(run, model);
 
@@ -359,144 +355,6 @@ update(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 	if (pos_rowset_count(writer->updates) >= STATEMENT_ROWS &&
 		!model->component->inner)
 		run_updates(run, model);
-}
-
-/* Opens the numbers of known rows that differ from the local ones. */
-static PosCursor *
-open_differences(PosModel *model)
-{
-	StringInfoData sql;
-
-	initStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT r.n, t.%s IS NULL",
-					 quote_identifier(model->key[0]->name));
-	pos_conflict_append_state(&sql, model);
-	appendStringInfo(&sql, " FROM possync_known_%d r LEFT JOIN %s t ON ",
-					 model->id, model->table_sql);
-	pos_sql_append_key_join(&sql, model);
-	appendStringInfo(&sql, " WHERE t.%s IS NULL",
-					 quote_identifier(model->key[0]->name));
-	if (model->nwritten > model->nkey)
-	{
-		appendStringInfoString(&sql, " OR ROW(");
-		for (int i = model->nkey; i < model->nwritten; i++)
-			appendStringInfo(&sql, "%st.%s", i > model->nkey ? ", " : "",
-							 quote_identifier(model->written[i]->name));
-		appendStringInfoString(&sql, ")::pg_catalog.record"
-							   " OPERATOR(pg_catalog.*<>) ROW(");
-		for (int i = model->nkey; i < model->nwritten; i++)
-			appendStringInfo(&sql, "%sr.w%d", i > model->nkey ? ", " : "", i + 1);
-		appendStringInfoString(&sql, ")::pg_catalog.record");
-	}
-	appendStringInfoString(&sql, " ORDER BY r.n");
-	return pos_sql_open(sql.data, false);
-}
-
-/*
- * Takes a known row that a dry run would write, so that unknown rows are
- * matched with what would stand in its place.
- */
-static void
-remember_changed(PosRun *run, PosModel *model, Datum *values, bool *nulls)
-{
-	MemoryContext old = MemoryContextSwitchTo(run->context);
-
-	if (model->changed == NULL)
-		model->changed = pos_rowset_create(psprintf("possync_changed_%d",
-													model->id), model->stage);
-	pos_rowset_put(model->changed, values, nulls);
-	MemoryContextSwitchTo(old);
-}
-
-/* Takes a known row that a dry run knows to differ without comparing. */
-void
-pos_write_pretend(PosRun *run, PosModel *model, Datum *values, bool *nulls)
-{
-	model->counts.updated++;
-	remember_changed(run, model, values, nulls);
-}
-
-/* Takes one known row that differs, or is missing here. */
-static void
-take_difference(PosRun *run, PosModel *model, bool missing, bool unlink,
-				Datum *values, bool *nulls)
-{
-	if (missing &&
-		check_enable_rls(model->relid, InvalidOid, true) == RLS_ENABLED)
-	{
-		pos_quarantine_reject(run, model, values[POS_STAGE_REMOTE], "suppressed",
-							  "its local row is not there, or a policy hides it",
-							  NIL, values, nulls);
-		return;
-	}
-	if (missing && unlink)
-	{
-		pos_translation_remove(run, model, values[POS_STAGE_REMOTE]);
-		nulls[POS_STAGE_LOCAL] = true;
-		values[POS_STAGE_N] = Int64GetDatum(pos_rowset_count(model->unknown) + 1);
-		pos_rowset_put(model->unknown, values, nulls);
-		return;
-	}
-	if (missing)
-		model->counts.created++;
-	else if (run->dry)
-		model->counts.updated++;
-	if (run->dry)
-		remember_changed(run, model, values, nulls);
-	else if (missing)
-		insert(run, model, values, nulls);
-	else
-		update(run, model, values, nulls);
-}
-
-/*
- * Compares the known rows of a model with the local ones, byte by byte, takes
- * those that differ and empties the set.  They are written by the next flush
- * at the latest.  With unlink, rows that are not here any more are unlinked and
- * put with the unknown ones, since they may have come again under another key.
- */
-void
-pos_write_compare(PosRun *run, PosModel *model, bool unlink)
-{
-	PosCursor  *differences;
-	HeapTuple	tuple;
-	TupleDesc	desc;
-	int64		position = 0;
-	int			nestlevel;
-	int			state;
-	Datum	   *values;
-	bool	   *nulls;
-
-	if (pos_rowset_count(model->known) == 0)
-		return;
-	(void) pos_conflict_load(run, model);
-	pos_rowset_publish(model->known);
-	nestlevel = pos_sql_plan_join(model->rel, pos_sql_key_columns(model),
-								  pos_rowset_count(model->known));
-	differences = open_differences(model);
-	pos_sql_planned(nestlevel);
-	pos_rowset_rewind(model->known);
-	model->counts.unchanged += pos_rowset_count(model->known);
-	while ((tuple = pos_sql_peek(differences, &desc)) != NULL)
-	{
-		bool		isnull;
-		int64		differs = DatumGetInt64(SPI_getbinval(tuple, desc, 1,
-														  &isnull));
-
-		for (; position < differs; position++)
-			pos_rowset_next(model->known, &values, &nulls);
-		model->counts.unchanged--;
-		state = DatumGetInt32(SPI_getbinval(tuple, desc, 3, &isnull));
-		if (isnull || pos_conflict_decide(run, model, state, values, nulls))
-			take_difference(run, model,
-							DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull)),
-							unlink, values, nulls);
-		pos_sql_take(differences);
-	}
-	pos_sql_close(differences);
-	pos_rowset_free(model->pending);
-	model->pending = NULL;
-	pos_rowset_clear(model->known);
 }
 
 /* Inserts what the bulks of a component hold. */

@@ -1,0 +1,191 @@
+/*
+ * lookup.c
+ *		Rows of a model's local table by their keys: index scans of our own, which
+ *		ask no planner.
+ *
+ * What is found is what a statement that began when the lookup was opened or
+ * renewed would see, and whatever this transaction has written since.
+ *
+ * Callers work row by row, but what a scan allocates on its way, and the buffers
+ * that it pins, live as long as the lookup.
+ */
+#include "possync.h"
+
+#include "access/genam.h"
+#include "access/nbtree.h"
+#include "access/relscan.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
+#include "compat.h"
+#include "lookup.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+
+struct PosLookup
+{
+	Relation	index;
+	IndexScanDesc scan;
+	Snapshot	snapshot;
+	TupleTableSlot *slot;
+	MemoryContext context;
+	ResourceOwner owner;
+	int			nkeys;
+	int			parts[INDEX_MAX_KEYS];	/* which part of the key a column is */
+	ScanKeyData keys[INDEX_MAX_KEYS];
+};
+
+/* Returns the part of a model's key that a column is, or -1. */
+static int
+key_part(PosModel *model, AttrNumber attnum)
+{
+	for (int i = 0; i < model->nkey; i++)
+		if (model->key[i]->attnum == attnum)
+			return i;
+	return -1;
+}
+
+/* Whether an index finds at most one row by the key of a model. */
+static bool
+serves(PosModel *model, Relation index)
+{
+	Form_pg_index form = index->rd_index;
+
+	if (!form->indisunique || !form->indimmediate || !form->indisvalid ||
+		!form->indisready || index->rd_rel->relam != BTREE_AM_OID ||
+		form->indnkeyatts != model->nkey ||
+		RelationGetIndexPredicate(index) != NIL)
+		return false;
+	for (int i = 0; i < form->indnkeyatts; i++)
+		if (key_part(model, form->indkey.values[i]) < 0)
+			return false;
+	return true;
+}
+
+/* Opens an index that serves a model, or returns NULL. */
+static Relation
+open_index(PosModel *model)
+{
+	ListCell   *lc;
+
+	if (model->rel->rd_rel->relkind != RELKIND_RELATION)
+		return NULL;
+	foreach(lc, RelationGetIndexList(model->rel))
+	{
+		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
+
+		if (serves(model, index))
+			return index;
+		index_close(index, AccessShareLock);
+	}
+	return NULL;
+}
+
+/* Whether rows of a model can be looked up. */
+bool
+pos_lookup_possible(PosModel *model)
+{
+	Relation	index = open_index(model);
+
+	if (index != NULL)
+		index_close(index, AccessShareLock);
+	return index != NULL;
+}
+
+/* Prepares the comparison of one column of the index. */
+static void
+init_key(PosLookup *lookup, int column)
+{
+	Relation	index = lookup->index;
+	Oid			family = index->rd_opfamily[column];
+	Oid			type = index->rd_opcintype[column];
+	Oid			operator = get_opfamily_member(family, type, type,
+											   BTEqualStrategyNumber);
+
+	if (!OidIsValid(operator))
+		elog(ERROR, "missing operator %d(%u,%u) in opfamily %u",
+			 BTEqualStrategyNumber, type, type, family);
+	ScanKeyEntryInitialize(&lookup->keys[column], 0, column + 1,
+						   BTEqualStrategyNumber, InvalidOid,
+						   index->rd_indcollation[column],
+						   get_opcode(operator), (Datum) 0);
+}
+
+/*
+ * Opens a model's table, which is open and locked, for looking up rows; in the
+ * current memory context and resource owner.  Returns NULL if no index serves.
+ */
+PosLookup *
+pos_lookup_open(PosModel *model)
+{
+	Relation	index = open_index(model);
+	PosLookup  *lookup;
+
+	if (index == NULL)
+		return NULL;
+	lookup = palloc0(sizeof(PosLookup));
+	lookup->index = index;
+	lookup->context = CurrentMemoryContext;
+	lookup->owner = CurrentResourceOwner;
+	lookup->nkeys = model->nkey;
+	for (int i = 0; i < model->nkey; i++)
+	{
+		lookup->parts[i] = key_part(model, index->rd_index->indkey.values[i]);
+		init_key(lookup, i);
+	}
+	lookup->slot = table_slot_create(model->rel, NULL);
+	lookup->snapshot = RegisterSnapshot(GetTransactionSnapshot());
+	lookup->scan = pos_compat_beginscan(model->rel, index, lookup->snapshot,
+										model->nkey);
+	return lookup;
+}
+
+/*
+ * Finds the row with a key, given as values of its columns in the model's order.
+ * Returns NULL or a slot that is good until the next call.
+ */
+TupleTableSlot *
+pos_lookup_find(PosLookup *lookup, Datum *key)
+{
+	MemoryContext old = MemoryContextSwitchTo(lookup->context);
+	ResourceOwner owner = CurrentResourceOwner;
+	bool		found;
+
+	CurrentResourceOwner = lookup->owner;
+	for (int i = 0; i < lookup->nkeys; i++)
+		lookup->keys[i].sk_argument = key[lookup->parts[i]];
+	lookup->snapshot->curcid = GetCurrentCommandId(false);
+	index_rescan(lookup->scan, lookup->keys, lookup->nkeys, NULL, 0);
+	found = index_getnext_slot(lookup->scan, ForwardScanDirection, lookup->slot);
+	CurrentResourceOwner = owner;
+	MemoryContextSwitchTo(old);
+	return found ? lookup->slot : NULL;
+}
+
+/* Has the lookup see what others have committed by now. */
+void
+pos_lookup_renew(PosLookup *lookup)
+{
+	Snapshot	old = lookup->snapshot;
+
+	ExecClearTuple(lookup->slot);
+	lookup->snapshot = RegisterSnapshotOnOwner(GetLatestSnapshot(), lookup->owner);
+	lookup->scan->xs_snapshot = lookup->snapshot;
+	UnregisterSnapshotFromOwner(old, lookup->owner);
+}
+
+/* Closes all that pos_lookup_open has opened; NULL is nothing. */
+void
+pos_lookup_close(PosLookup *lookup)
+{
+	if (lookup == NULL)
+		return;
+	ExecDropSingleTupleTableSlot(lookup->slot);
+	index_endscan(lookup->scan);
+	index_close(lookup->index, AccessShareLock);
+	UnregisterSnapshotFromOwner(lookup->snapshot, lookup->owner);
+	pfree(lookup);
+}

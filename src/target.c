@@ -1,0 +1,46 @@
+/*
+ * target.c
+ *		A table opened for writing below SQL: what the executor needs to know of it
+ *		to serve indexes, constraints and triggers.
+ *
+ * Triggers keep slots in the executor's state, so it must be closed before the
+ * relation.
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "executor/executor.h"
+#include "nodes/makefuncs.h"
+#include "target.h"
+
+/*
+ * Opens a relation, which must stay open and locked, for one kind of command;
+ * updated are the columns that an UPDATE sets, as attribute numbers less
+ * FirstLowInvalidHeapAttributeNumber.
+ */
+void
+pos_target_open(PosTarget *target, Relation rel, CmdType command,
+				Bitmapset *updated)
+{
+	MemoryContext old;
+
+	target->rel = rel;
+	target->estate = CreateExecutorState();
+	old = MemoryContextSwitchTo(target->estate->es_query_cxt);
+	pos_compat_init_range_table(target->estate, rel, bms_copy(updated));
+	target->info = makeNode(ResultRelInfo);
+	ExecInitResultRelation(target->estate, target->info, 1);
+	pos_compat_check_target(target->info, command);
+	ExecOpenIndices(target->info, false);
+	MemoryContextSwitchTo(old);
+}
+
+/* Closes all but the relation. */
+void
+pos_target_close(PosTarget *target)
+{
+	ExecResetTupleTable(target->estate->es_tupleTable, false);
+	ExecCloseResultRelations(target->estate);
+	ExecCloseRangeTableRelations(target->estate);
+	FreeExecutorState(target->estate);
+}

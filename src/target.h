@@ -1,0 +1,23 @@
+/*
+ * target.h
+ *		A table opened for writing below SQL.
+ */
+#ifndef POSSYNC_TARGET_H
+#define POSSYNC_TARGET_H
+
+#include "nodes/execnodes.h"
+#include "utils/rel.h"
+
+typedef struct PosTarget
+{
+	Relation	rel;
+	EState	   *estate;
+	ResultRelInfo *info;
+} PosTarget;
+
+/* in target.c */
+extern void pos_target_open(PosTarget *target, Relation rel, CmdType command,
+							Bitmapset *updated);
+extern void pos_target_close(PosTarget *target);
+
+#endif							/* POSSYNC_TARGET_H */
