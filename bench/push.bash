@@ -7,6 +7,11 @@ use_sales()
 	local since='' products=$push_products setup=fdw_push_setup variant=$1
 	local sold
 
+	if [ "$variant" = logical ]; then
+		use_master "$products"
+		use_base "$variant"
+		return
+	fi
 	[ "$variant" != possync ] || setup=possync_queue
 	[ "$variant" != row ] || variant=fdw
 	use_master "$products"
@@ -26,7 +31,7 @@ use_run()
 {
 	use_network "$1"
 	clone "$base" run
-	till -d run -c "ALTER SERVER hq OPTIONS (SET port '$hq_port')"
+	use_port
 	forget_sales
 }
 
@@ -68,23 +73,31 @@ check_sales()
 # push: many sales that were made while the network was down
 push()
 {
-	local ms rep variant size trips before
+	local ms rep variant size trips before published
 
 	for ms in 0 "$rtt"; do
 		for ((rep = 1; rep <= reps; rep++)); do
-			for variant in row fdw possync; do
+			for variant in row fdw logical possync; do
 				wants "$variant" || continue
 				size=$sales
 				if [ "$variant" = row ] && [ "$size" -gt $row_sales ]; then
 					size=$row_sales
 				fi
 				use_sales "$variant" "$size"
-				use_run "$ms"
+				if [ "$variant" = logical ]; then
+					use_publisher "$ms" "$size"
+				else
+					use_run "$ms"
+				fi
 				trips=''
 				[ "$ms" = 0 ] || { count_trips; before=$REPLY; }
 				measure "push_$variant" run
 				[ "$ms" = 0 ] || { count_trips; trips=$((REPLY - before)); }
 				check_sales "$variant"
+				if [ "$variant" = logical ]; then
+					unsubscribe master "$hq"
+					trips=''
+				fi
 				record push "$ms" "$variant" "$rep" "$size" 1 "$trips"
 			done
 		done

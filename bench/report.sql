@@ -13,15 +13,17 @@ SELECT experiment, rtt, variant || CASE WHEN bool_or(scaled) THEN ' *' ELSE '' E
 	round(median(array_agg(clients)), 1) AS clients,
 	round(median(array_agg(wall_copy)), 2) AS "wall/copy",
 	round(median(array_agg(wall_fdw)), 3) AS "wall/fdw",
+	round(median(array_agg(wall_restore)), 2) AS "wall/restore",
+	round(median(array_agg(wall_logical)), 2) AS "wall/logical",
 	round(median(array_agg(cpu_fdw)), 3) AS "cpu/fdw",
 	round(median(array_agg(till_plain)), 3) AS "till/plain",
 	round(median(array_agg(trips)), 1) AS trips,
 	round(max(memory) / 1024, 1) AS "MB"
 FROM compared
 GROUP BY experiment, rtt, variant
-ORDER BY array_position(ARRAY['initial', 'rtt', 'nothing', 'delta', 'memory', 'push',
+ORDER BY array_position(ARRAY['initial', 'rtt', 'nothing', 'poll', 'again', 'delta', 'memory', 'push',
 		'sale', 'recover', 'capture', 'sellers', 'bulk', 'backlog', 'selling', 'paced'], experiment),
-	rtt, array_position(ARRAY['copy', 'selects', 'fdw', 'row', 'possync'], variant),
+	rtt, array_position(ARRAY['copy', 'restore', 'selects', 'fdw', 'row', 'logical', 'mimeo', 'possync'], variant),
 	variant;
 
 \pset title 'Targets'
