@@ -9,6 +9,7 @@
 #include "possync.h"
 
 #include "access/htup_details.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
@@ -36,6 +37,23 @@ is_template(Oid database)
 	return result;
 }
 
+/* Whether the user may create databases. */
+static bool
+creates_databases(void)
+{
+	HeapTuple	tuple;
+	bool		result;
+
+	if (superuser())
+		return true;
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	result = ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+	ReleaseSysCache(tuple);
+	return result;
+}
+
 /*
  * Lets our processes leave a database, if PostgreSQL would let the user do what
  * he asks for.
@@ -48,7 +66,7 @@ vacate(const char *name, bool copied)
 	/* that of its own a session cannot drop, but copy */
 	if (OidIsValid(database) && (copied || database != MyDatabaseId) &&
 		(pos_compat_owns_database(database, GetUserId()) ||
-		 (copied && is_template(database) && have_createdb_privilege())))
+		 (copied && is_template(database) && creates_databases())))
 		pos_shared_vacate(database);
 }
 
