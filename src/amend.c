@@ -29,6 +29,9 @@
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
 
+/* Updated rows until the WAL writer is told */
+#define LOG_ROWS	64
+
 /* Whether the current user sees and may read all of a model's rows. */
 bool
 pos_amend_comparable(PosModel *model)
@@ -90,8 +93,8 @@ typedef struct Amendment
 	PosModel   *model;
 	PosTarget	target;
 	PosLookup  *lookup;
+	TupleTableSlot *stored;		/* the old row, if it is found by its place */
 	TupleTableSlot *slot;		/* the new row */
-	MemoryContext row;
 } Amendment;
 
 /* Returns the columns that are set, as the executor numbers them. */
@@ -184,14 +187,27 @@ replace_row(Amendment *amendment, ItemPointer tid)
 	return true;
 }
 
+/*
+ * Finds a row as it stands now: at the place where it was seen, if that is known
+ * and still right, else by its key.
+ */
+static TupleTableSlot *
+find_row(Amendment *amendment, ItemPointer seen, Datum *values)
+{
+	if (seen != NULL && ItemPointerIsValid(seen) &&
+		table_tuple_fetch_row_version(amendment->model->rel, seen,
+									  GetActiveSnapshot(), amendment->stored))
+		return amendment->stored;
+	return pos_lookup_find(amendment->lookup, &values[POS_STAGE_FIRST]);
+}
+
 /* Updates one row.  Returns false if it is not there. */
 static bool
-amend_row(Amendment *amendment, Datum *values, bool *nulls)
+amend_row(Amendment *amendment, ItemPointer seen, Datum *values, bool *nulls)
 {
 	TupleTableSlot *stored;
 
-	while ((stored = pos_lookup_find(amendment->lookup,
-									 &values[POS_STAGE_FIRST])) != NULL)
+	while ((stored = find_row(amendment, seen, values)) != NULL)
 	{
 		ItemPointerData tid = stored->tts_tid;
 
@@ -202,6 +218,7 @@ amend_row(Amendment *amendment, Datum *values, bool *nulls)
 		if (replace_row(amendment, &tid))
 			return true;
 		pos_lookup_renew(amendment->lookup);
+		seen = NULL;
 	}
 	return false;
 }
@@ -213,6 +230,7 @@ begin(Amendment *amendment, PosModel *model)
 	amendment->lookup = pos_lookup_open(model);
 	pos_target_open(&amendment->target, model->rel, CMD_UPDATE,
 					updated_columns(model));
+	amendment->stored = table_slot_create(model->rel, NULL);
 	amendment->slot = table_slot_create(model->rel, NULL);
 	AfterTriggerBeginQuery();
 }
@@ -225,16 +243,18 @@ end(Amendment *amendment)
 	UpdateActiveSnapshotCommandId();
 	AfterTriggerEndQuery(amendment->target.estate);
 	ExecDropSingleTupleTableSlot(amendment->slot);
+	ExecDropSingleTupleTableSlot(amendment->stored);
 	pos_target_close(&amendment->target);
 	pos_lookup_close(amendment->lookup);
 }
 
 /*
- * Updates the rows of a set, whose columns differ from those stored.  Returns how
- * many are there.
+ * Updates the rows of a set, whose columns differ from those stored.  seen may tell
+ * where each of them was found by a lookup that is still open, so that no other row
+ * can have taken its place.  Returns how many are there.
  */
 int64
-pos_amend_rows(PosModel *model, PosRowset *rows)
+pos_amend_rows(PosModel *model, PosRowset *rows, ItemPointer seen)
 {
 	Amendment	amendment;
 	int64		done = 0;
@@ -244,13 +264,15 @@ pos_amend_rows(PosModel *model, PosRowset *rows)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	begin(&amendment, model);
 	pos_rowset_rewind(rows);
-	while (pos_rowset_next(rows, &values, &nulls))
+	for (int64 i = 0; pos_rowset_next(rows, &values, &nulls); i++)
 	{
 		MemoryContext old =
 		MemoryContextSwitchTo(GetPerTupleMemoryContext(amendment.target.estate));
 
-		if (amend_row(&amendment, values, nulls))
+		if (amend_row(&amendment, seen == NULL ? NULL : &seen[i], values, nulls))
 			done++;
+		if (i % LOG_ROWS == LOG_ROWS - 1)
+			pos_target_log();
 		ExecClearTuple(amendment.slot);
 		MemoryContextSwitchTo(old);
 		ResetPerTupleExprContext(amendment.target.estate);

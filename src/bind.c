@@ -18,6 +18,7 @@
 #include "executor/executor.h"
 #include "optimizer/optimizer.h"
 #include "progress.h"
+#include "rebuild.h"
 #include "rewrite/rewriteHandler.h"
 #include "run.h"
 #include "sql.h"
@@ -338,6 +339,8 @@ pos_bind_receive(PosRun *run, PosModel *model)
 					model->on_unknown != POS_CREATE_ONLY);
 	reception.all_new = model->empty && !model->component->inner &&
 		model->on_unknown != POS_MATCH_ONLY && !run->careful;
+	if (reception.all_new && !run->dry && pos_rebuild_expects(&model->table))
+		pos_translation_expect(run);
 
 	old = MemoryContextSwitchTo(run->row);
 	while (model->table.changed && reception.more)

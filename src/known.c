@@ -75,10 +75,13 @@ pos_known_pretend(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 	remember_changed(run, model, values, nulls);
 }
 
-/* Takes one known row that differs, or is missing here. */
+/*
+ * Takes one known row that differs, or is missing here.  seen tells where the local
+ * one was found, if that is known.
+ */
 static void
-take_difference(PosRun *run, PosModel *model, bool missing, Datum *values,
-				bool *nulls)
+take_difference(PosRun *run, PosModel *model, bool missing, ItemPointer seen,
+				Datum *values, bool *nulls)
 {
 	if (missing &&
 		check_enable_rls(model->relid, InvalidOid, true) == RLS_ENABLED)
@@ -105,7 +108,7 @@ take_difference(PosRun *run, PosModel *model, bool missing, Datum *values,
 	else if (missing)
 		pos_write_create(run, model, values, nulls);
 	else
-		pos_write_update(run, model, values, nulls);
+		pos_write_update(run, model, seen, values, nulls);
 }
 
 /*
@@ -159,7 +162,8 @@ compare_row(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 	if (slot != NULL && pos_amend_is_same(model, slot, values, nulls))
 		model->counts.unchanged++;
 	else
-		take_difference(run, model, slot == NULL, values, nulls);
+		take_difference(run, model, slot == NULL,
+						slot == NULL ? NULL : &slot->tts_tid, values, nulls);
 }
 
 /*
@@ -231,7 +235,7 @@ compare_by_sql(PosRun *run, PosModel *model)
 		if (isnull || pos_conflict_decide(run, model, state, values, nulls))
 			take_difference(run, model,
 							DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull)),
-							values, nulls);
+							NULL, values, nulls);
 		pos_sql_take(differences);
 	}
 	pos_sql_close(differences);

@@ -94,6 +94,15 @@ pos_rebuild_is_plain(Relation rel)
 	return !code;
 }
 
+/* Whether a read is known to bring so many rows that indexes are built at the end. */
+bool
+pos_rebuild_expects(PosTable *table)
+{
+	return table->changed && table->position == NULL &&
+		table->rows >= POS_REBUILD_ROWS &&
+		(table->limit == 0 || table->limit >= POS_REBUILD_ROWS);
+}
+
 /*
  * Locks some open indexes of a table, and the table against others that write,
  * until the end of the transaction.  Returns false, and holds nothing, if that

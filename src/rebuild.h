@@ -5,6 +5,7 @@
 #ifndef POSSYNC_REBUILD_H
 #define POSSYNC_REBUILD_H
 
+#include "connection.h"
 #include "utils/rel.h"
 
 /*
@@ -14,6 +15,7 @@
 #define POS_REBUILD_ROWS	10000
 
 /* in rebuild.c */
+extern bool pos_rebuild_expects(PosTable *table);
 extern bool pos_rebuild_is_plain(Relation rel);
 extern bool pos_rebuild_lock(Relation rel, int nindexes, Relation *indexes);
 extern void pos_rebuild(Relation rel, List *indexes);

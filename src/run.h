@@ -93,6 +93,7 @@ extern PosFound pos_translation_find(PosRun *run, PosModel *model, Datum remote,
 extern int32 pos_translation_run(PosRun *run, PosModel *model, Datum from);
 extern bool pos_translation_is_linked(PosRun *run, PosModel *model,
 									  Datum local);
+extern void pos_translation_expect(PosRun *run);
 extern void pos_translation_add(PosRun *run, PosModel *model, Datum remote,
 								Datum local, bool created);
 extern void pos_translation_remove(PosRun *run, PosModel *model, Datum remote);
@@ -126,7 +127,8 @@ extern void pos_match_rows(PosRun *run, PosModel *model, PosRowset *rows,
 						   PosMatchCallback callback);
 
 /* in update.c: rows that differ, also if they swap unique values */
-extern int64 pos_update_rows(PosModel *model, PosRowset *rows);
+extern int64 pos_update_rows(PosModel *model, PosRowset *rows,
+							 ItemPointer seen);
 
 /* in known.c: rows that are linked with a local one */
 extern void pos_known_begin(PosRun *run, PosModel *model, bool unlink);
@@ -138,8 +140,8 @@ extern void pos_known_compare(PosRun *run, PosModel *model);
 extern void pos_known_end(PosModel *model);
 
 /* in write.c: what differs is written */
-extern void pos_write_update(PosRun *run, PosModel *model, Datum *values,
-							 bool *nulls);
+extern void pos_write_update(PosRun *run, PosModel *model, ItemPointer seen,
+							 Datum *values, bool *nulls);
 extern void pos_write_create(PosRun *run, PosModel *model, Datum *values,
 							 bool *nulls);
 extern void pos_write_flush(PosRun *run, PosComponent *component);

@@ -8,6 +8,7 @@
  */
 #include "postgres.h"
 
+#include "access/xlog.h"
 #include "compat.h"
 #include "executor/executor.h"
 #include "nodes/makefuncs.h"
@@ -43,4 +44,15 @@ pos_target_close(PosTarget *target)
 	ExecCloseResultRelations(target->estate);
 	ExecCloseRangeTableRelations(target->estate);
 	FreeExecutorState(target->estate);
+}
+
+/*
+ * Has the WAL writer write what this session has logged so far, as after an
+ * asynchronous commit.  Else the session itself would have to as soon as the buffers
+ * are full, and would wait for all of it when it commits.
+ */
+void
+pos_target_log(void)
+{
+	XLogSetAsyncXactLSN(XactLastRecEnd);
 }

@@ -19,5 +19,6 @@ typedef struct PosTarget
 extern void pos_target_open(PosTarget *target, Relation rel, CmdType command,
 							Bitmapset *updated);
 extern void pos_target_close(PosTarget *target);
+extern void pos_target_log(void);
 
 #endif							/* POSSYNC_TARGET_H */

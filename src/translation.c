@@ -469,6 +469,20 @@ is_plain(PosTree *tree)
 	return true;
 }
 
+/* Opens the table for inserting, if that has not been done. */
+static void
+open_bulk(PosRun *run)
+{
+	PosTranslations *t = run->translations;
+	MemoryContext old;
+
+	if (t->bulk != NULL)
+		return;
+	old = MemoryContextSwitchTo(run->context);
+	t->bulk = pos_bulk_open(t->rel, 0, NULL);
+	MemoryContextSwitchTo(old);
+}
+
 /*
  * Leaves the indexes on integers alone from here on, if this is a first load and
  * nobody uses them.
@@ -481,12 +495,20 @@ consider_rebuild(PosRun *run)
 										 RelationGetRelid(t->local.index));
 
 	pos_bulk_flush(t->bulk);
-	if (run->push || run->careful || pos_prove_has_code(t->rel) ||
+	if (t->rebuilds || run->push || run->careful || pos_prove_has_code(t->rel) ||
 		!is_plain(run->tree) || !had_few())
 		return;
 	close_lookups(t);
 	t->rebuilds = pos_bulk_rebuild(t->bulk, indexes);
 	reopen_lookups(t);
+}
+
+/* Many rows of an empty table are about to be linked. */
+void
+pos_translation_expect(PosRun *run)
+{
+	open_bulk(run);
+	consider_rebuild(run);
 }
 
 /* Remembers what this run added; returns false where there is no room. */
@@ -545,13 +567,7 @@ pos_translation_add(PosRun *run, PosModel *model, Datum remote, Datum local,
 	nulls[COL_LOCAL_TEXT] = model->local_int;
 	nulls[COL_GONE] = true;
 
-	if (t->bulk == NULL)
-	{
-		MemoryContext old = MemoryContextSwitchTo(run->context);
-
-		t->bulk = pos_bulk_open(t->rel, 0, NULL);
-		MemoryContextSwitchTo(old);
-	}
+	open_bulk(run);
 	if (pos_bulk_put(t->bulk, values, nulls))
 		pos_bulk_flush(t->bulk);
 	model->has_translations = true;

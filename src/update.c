@@ -145,9 +145,9 @@ execute(PosModel *model, PosRowset *rows, const char *statement)
 
 /* Updates the rows of a set; returns how many. */
 static int64
-update(PosModel *model, PosRowset *rows)
+update(PosModel *model, PosRowset *rows, ItemPointer seen)
 {
-	return pos_amend_possible(model) ? pos_amend_rows(model, rows) :
+	return pos_amend_possible(model) ? pos_amend_rows(model, rows, seen) :
 		execute(model, rows, update_statement(model));
 }
 
@@ -156,7 +156,8 @@ update(PosModel *model, PosRowset *rows)
  * Returns the error that it failed with, or NULL.
  */
 static ErrorData *
-attempt(PosModel *model, PosRowset *rows, const char *aside, int64 *done)
+attempt(PosModel *model, PosRowset *rows, ItemPointer seen, const char *aside,
+		int64 *done)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -168,7 +169,7 @@ attempt(PosModel *model, PosRowset *rows, const char *aside, int64 *done)
 	{
 		if (aside != NULL)
 			(void) execute(model, rows, aside);
-		*done = update(model, rows);
+		*done = update(model, rows, seen);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -185,22 +186,23 @@ attempt(PosModel *model, PosRowset *rows, const char *aside, int64 *done)
 }
 
 /*
- * Updates the rows of a set, which has the name possync_update_<model>.  Returns
- * how many the table's triggers, rules and policies let through.
+ * Updates the rows of a set, which has the name possync_update_<model>.  seen is
+ * that of pos_amend_rows, or NULL.  Returns how many the table's triggers, rules and
+ * policies let through.
  */
 int64
-pos_update_rows(PosModel *model, PosRowset *rows)
+pos_update_rows(PosModel *model, PosRowset *rows, ItemPointer seen)
 {
 	char	   *aside = aside_statement(model);
 	int64		done;
 	ErrorData  *error;
 
 	if (aside == NULL)
-		return update(model, rows);
-	error = attempt(model, rows, NULL, &done);
+		return update(model, rows, seen);
+	error = attempt(model, rows, seen, NULL, &done);
 	if (error != NULL && error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION)
 	{
-		ErrorData  *second = attempt(model, rows, aside, &done);
+		ErrorData  *second = attempt(model, rows, NULL, aside, &done);
 
 		/* what was in the way at first tells more, unless we were stopped */
 		if (second == NULL || ERRCODE_TO_CATEGORY(second->sqlerrcode) ==

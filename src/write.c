@@ -39,6 +39,8 @@ struct PosWriter
 	bool		rebuilds;		/* indexes are built by closing */
 	PosRowset  *inserts;
 	PosRowset  *updates;
+	ItemPointer seen;			/* where they were found, see amend.c */
+	int64		maxseen;
 };
 
 static bool
@@ -52,6 +54,31 @@ component_is_bulk(PosComponent *component)
 	return true;
 }
 
+/* Whether a table gets so many new rows that its indexes are built at the end. */
+static bool
+gets_many(PosModel *model)
+{
+	return model->counts.created >= POS_REBUILD_ROWS ||
+		pos_rebuild_expects(&model->table);
+}
+
+/*
+ * Leaves the indexes of a table alone until all its rows are there, if it had
+ * none, gets many, and nothing looks at them before.  They belong to their owner,
+ * who alone may lock them.
+ */
+static void
+consider_rebuild(PosModel *model, PosWriter *writer)
+{
+	if (writer->considered || !gets_many(model))
+		return;
+	writer->considered = true;
+	if (model->empty && !model->component->inner &&
+		pos_compat_owns_table(model->relid, GetUserId()) &&
+		!pos_prove_has_code(model->rel) && pos_rebuild_is_plain(model->rel))
+		writer->rebuilds = pos_bulk_rebuild(writer->bulk, NIL);
+}
+
 /* Returns a model's writer, opened when first needed. */
 static PosWriter *
 open_writer(PosRun *run, PosModel *model)
@@ -61,6 +88,7 @@ open_writer(PosRun *run, PosModel *model)
 
 	if (model->writer != NULL)
 		return model->writer;
+	pos_progress_phase("writing", model->name);
 	old = MemoryContextSwitchTo(run->context);
 	writer = model->writer = palloc0(sizeof(PosWriter));
 	writer->rel = table_open(model->relid, RowExclusiveLock);
@@ -75,6 +103,7 @@ open_writer(PosRun *run, PosModel *model)
 			pos_bulk_hold(writer->bulk);
 		model->bulk = writer->bulk;
 		pos_prove_begin(run, model);
+		consider_rebuild(model, writer);
 	}
 	else
 		writer->inserts = pos_rowset_create(psprintf("possync_insert_%d",
@@ -83,23 +112,6 @@ open_writer(PosRun *run, PosModel *model)
 												 model->id), model->stage);
 	MemoryContextSwitchTo(old);
 	return writer;
-}
-
-/*
- * Leaves the indexes of a table alone until all its rows are there, if it had
- * none, gets many, and nothing looks at them before.  They belong to their owner,
- * who alone may lock them.
- */
-static void
-consider_rebuild(PosModel *model, PosWriter *writer)
-{
-	if (writer->considered || model->counts.created < POS_REBUILD_ROWS)
-		return;
-	writer->considered = true;
-	if (model->empty && !model->component->inner &&
-		pos_compat_owns_table(model->relid, GetUserId()) &&
-		!pos_prove_has_code(model->rel) && pos_rebuild_is_plain(model->rel))
-		writer->rebuilds = pos_bulk_rebuild(writer->bulk, NIL);
 }
 
 /* Writes the rows put so far, once what they refer to is locked. */
@@ -314,7 +326,8 @@ update_gathered(PosRun *run, void *argument)
 
 	if (run->careful)
 		check_gathered(run, model, writer->updates);
-	done = pos_update_rows(model, writer->updates);
+	done = pos_update_rows(model, writer->updates,
+						   run->careful ? NULL : writer->seen);
 	model->counts.updated += done;
 	if (done < n)
 	{
@@ -340,17 +353,40 @@ run_updates(PosRun *run, PosModel *model)
 		update_gathered(run, model);
 }
 
+/* Remembers where the next row to be updated was found, NULL if that is not known. */
+static void
+put_seen(PosRun *run, PosWriter *writer, ItemPointer seen)
+{
+	int64		n = pos_rowset_count(writer->updates);
+
+	if (n == writer->maxseen)
+	{
+		writer->maxseen = Max(writer->maxseen * 2, 64);
+		writer->seen = writer->seen == NULL ?
+			MemoryContextAlloc(run->context, writer->maxseen * sizeof(ItemPointerData)) :
+			repalloc_huge(writer->seen, writer->maxseen * sizeof(ItemPointerData));
+	}
+	if (seen != NULL)
+		writer->seen[n] = *seen;
+	else
+		ItemPointerSetInvalid(&writer->seen[n]);
+}
+
 /*
- * Takes a row that differs from its local one.  It is written by the next flush at
- * the latest.
+ * Takes a row that differs from its local one, which was found at seen, if that is
+ * known.  It is written by the next flush at the latest.
  */
 void
-pos_write_update(PosRun *run, PosModel *model, Datum *values, bool *nulls)
+pos_write_update(PosRun *run, PosModel *model, ItemPointer seen, Datum *values,
+				 bool *nulls)
 {
 	PosWriter  *writer = open_writer(run, model);
 
 	if (!run->careful)
+	{
 		check_domains(run, model, values, nulls);
+		put_seen(run, writer, seen);
+	}
 	pos_rowset_put(writer->updates, values, nulls);
 	if (pos_rowset_count(writer->updates) >= STATEMENT_ROWS &&
 		!model->component->inner)
@@ -414,6 +450,8 @@ pos_write_close(PosModel *model)
 	model->bulk = NULL;
 	pos_rowset_free(writer->inserts);
 	pos_rowset_free(writer->updates);
+	if (writer->seen != NULL)
+		pfree(writer->seen);
 	table_close(writer->rel, NoLock);
 	model->writer = NULL;
 }
