@@ -23,6 +23,7 @@
 #include "mb/pg_wchar.h"
 #include "sql.h"
 #include "store.h"
+#include "sums.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
@@ -207,12 +208,12 @@ describe_source(PosRun *run, PosModel *model, PosContent content,
 }
 
 /*
- * Reads the sums of the local side.  Rows whose counterpart had been deleted do not
+ * Asks for the sums of the local side.  Rows whose counterpart had been deleted do not
  * count; if one is there again, its bucket differs.  Returns how many buckets there
  * are, which stand in SPI_tuptable.
  */
 static uint64
-read_sums(Comparison *c)
+query_sums(Comparison *c)
 {
 	PosDigestSource source = c->source;
 	uint64		n;
@@ -250,6 +251,34 @@ local_number(HeapTuple tuple, TupleDesc desc, int col)
 	return DatumGetInt64(SPI_getbinval(tuple, desc, col, &isnull));
 }
 
+/* Reads the sums of the local side: rows of every bucket, and their sum if any. */
+static void
+read_sums(Comparison *c, int64 *counts, char **sums)
+{
+	PosDigestSum *read = pos_sums_read(c->run, c->model, &c->digest);
+	uint64		n;
+
+	for (int i = 0; read != NULL && i < c->digest.nbuckets; i++)
+		if (read[i].count > 0)
+		{
+			counts[i] = read[i].count;
+			sums[i] = pos_digest_sum(&read[i]);
+		}
+	if (read != NULL)
+		return;
+	n = query_sums(c);
+	for (uint64 i = 0; i < n; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		int64		bucket = local_number(tuple, desc, L_NUMBER);
+
+		counts[bucket] = local_number(tuple, desc, 2);
+		sums[bucket] = local_text(tuple, desc, 3);
+	}
+	SPI_freetuptable(SPI_tuptable);
+}
+
 /*
  * Compares the sums of all buckets.  Returns whether any differs; those are wanted
  * then.
@@ -262,22 +291,12 @@ compare_sums(Comparison *c)
 	int64	   *counts = palloc0(digest->nbuckets * sizeof(int64));
 	char	  **sums = palloc0(digest->nbuckets * sizeof(char *));
 	PosConnection *connection = c->run->connection;
-	uint64		n;
 	bool		any = false;
 
 	connection->ops->digest(connection, digest);
-	n = read_sums(c);
-	for (uint64 i = 0; i < n; i++)
-	{
-		HeapTuple	tuple = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		int64		bucket = local_number(tuple, desc, L_NUMBER);
-
-		counts[bucket] = local_number(tuple, desc, 2);
-		sums[bucket] = local_text(tuple, desc, 3);
-		wanted[bucket] = true;
-	}
-	SPI_freetuptable(SPI_tuptable);
+	read_sums(c, counts, sums);
+	for (int i = 0; i < digest->nbuckets; i++)
+		wanted[i] = sums[i] != NULL;
 	while (connection->ops->digest_next(connection, &c->remote))
 	{
 		int64		bucket = c->remote.number;
@@ -337,7 +356,7 @@ check_hash(Comparison *c)
 		hash = DirectFunctionCall2(hashint8extended,
 								   DirectFunctionCall1(int8in, CStringGetDatum(c->remote.key)),
 								   Int64GetDatum(0));
-	else if (pg_char_to_encoding(c->run->snapshot.encoding) == GetDatabaseEncoding())
+	else if (pos_digest_same_strings(c->run->snapshot.encoding))
 		hash = DirectFunctionCall2Coll(hashtextextended, C_COLLATION_OID,
 									   CStringGetTextDatum(c->remote.key),
 									   Int64GetDatum(0));
@@ -515,7 +534,8 @@ pos_compare_model(PosRun *run, PosModel *model, PosContent content,
 	Comparison	c = {
 		.run = run,
 		.model = model,
-		.digest = {.table = &model->table,.content = content,.nbuckets = MIN_BUCKETS},
+		.digest = {.table = &model->table,.content = content,.nbuckets = MIN_BUCKETS,
+		.by_value = run->snapshot.by_value},
 		.callback = callback,
 		.argument = argument
 	};

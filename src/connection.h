@@ -227,6 +227,7 @@ typedef struct PosDigest
 								 * sums of all buckets, unless nkeys is set */
 	int			nkeys;			/* rows with these keys: nkeys * nkey texts */
 	const char **keys;
+	bool		by_value;		/* HASH: as both sides can, see digest.c */
 	bool		gone;			/* instead: keys of deleted rows, by the log */
 } PosDigest;
 
@@ -278,6 +279,7 @@ typedef struct PosSnapshot
 								 * snapshot */
 	const char *source;			/* identity of this incarnation of the source */
 	const char *encoding;		/* its name */
+	bool		by_value;		/* it can hash rows by their values */
 } PosSnapshot;
 
 typedef struct PosConnection PosConnection;

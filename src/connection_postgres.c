@@ -161,6 +161,7 @@ begin(PosConnection *connection, PosTable **tables, int ntables,
 	snapshot->complete = session->complete;
 	snapshot->source = pstrdup(session->source);
 	snapshot->encoding = pstrdup(pos_pg_encoding(session));
+	snapshot->by_value = PQserverVersion(session->conn) >= 140000;
 	pos_pg_session_leave(session);
 }
 

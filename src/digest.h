@@ -19,7 +19,30 @@ typedef struct PosDigestSource
 	const char *from;			/* FROM and WHERE */
 } PosDigestSource;
 
+/* How a column takes part in the hash of a row by value, see digest.c */
+typedef enum PosHashed
+{
+	POS_HASHED_TEXT,			/* its text, together with those of others */
+	POS_HASHED_STRING,
+	POS_HASHED_VALUE,			/* by its type's hash function */
+	POS_HASHED_SENT				/* the bytes that would be sent of it */
+} PosHashed;
+
+/* What the rows of a bucket add up to */
+typedef struct PosDigestSum
+{
+	int64		count;
+	int64		high;			/* upper halves of the contents */
+	int64		low;			/* lower ones */
+} PosDigestSum;
+
 /* in digest.c */
+extern PosHashed pos_digest_hashed(PosColumn *column);
+extern char *pos_digest_texts(PosDigest *digest, List *columns,
+							  const char *other_encoding);
+extern bool pos_digest_same_strings(const char *other_encoding);
+extern void pos_digest_add(PosDigestSum *sum, int64 content);
+extern char *pos_digest_sum(PosDigestSum *sum);
 extern char *pos_digest_query(PosDigest *digest, PosDigestSource *source,
 							  const char *other_encoding);
 

@@ -4,7 +4,8 @@
  *
  * Columns are hashed as the local table would have them, as far as that can be
  * said with types that both sides know; what is equal and hashed differently
- * costs that the row is read.
+ * costs that the row is read.  By value a type that we do not know must not be
+ * hashed: it may take for equal what has another text.
  */
 #include "postgres.h"
 
@@ -33,7 +34,7 @@ same_texts(PosPgAttribute *attribute, Oid local, int32 typmod)
 
 /* Returns a column as it is hashed. */
 static char *
-column_sql(PosPgRelation *relation, PosColumn *column)
+column_sql(PosPgRelation *relation, PosColumn *column, bool by_value)
 {
 	PosPgAttribute *attribute = pos_pg_attribute(relation, column->remote);
 	const char *name = quote_identifier(column->remote);
@@ -45,7 +46,10 @@ column_sql(PosPgRelation *relation, PosColumn *column)
 	if (column->form != POS_FORM_VALUE)
 		return psprintf("%s::text", name);
 	local = getBaseTypeAndTypmod(column->type, &typmod);
-	if (same_texts(attribute, local, typmod))
+	if (attribute->type >= FirstGenbkiObjectId && by_value &&
+		pos_digest_hashed(column) != POS_HASHED_TEXT)
+		name = psprintf("%s::text", name);
+	else if (same_texts(attribute, local, typmod))
 		return pstrdup(name);
 	return psprintf("%s::%s", name, format_type_with_typemod(local, typmod));
 }
@@ -108,7 +112,8 @@ pos_pg_digest(PosConnection *connection, PosDigest *digest)
 	old = MemoryContextSwitchTo(session->digest_context);
 	for (int i = 0; i < table->ncolumns; i++)
 		source.columns = lappend(source.columns,
-								 column_sql(relation, &table->columns[i]));
+								 column_sql(relation, &table->columns[i],
+											digest->by_value));
 	source.key_int = table->nkey == 1 && table->columns[0].type == INT8OID;
 	source.key = key_sql(table, source.columns);
 	initStringInfo(&from);
@@ -134,7 +139,8 @@ pos_pg_digest(PosConnection *connection, PosDigest *digest)
 											pos_pg_encoding(session));
 	/* there are few buckets, however many the planner believes in */
 	if (wants_sums(digest))
-		session->command = psprintf("SET LOCAL enable_sort = off; %s", session->command);
+		session->command = psprintf("SET LOCAL enable_sort = off; SET LOCAL jit = off; %s",
+									session->command);
 	MemoryContextSwitchTo(old);
 	if (!PQsendQuery(session->conn, session->command) ||
 		!PQsetSingleRowMode(session->conn))
@@ -157,7 +163,7 @@ pos_pg_digest_next(PosConnection *connection, PosDigestRow *row)
 	CHECK_FOR_INTERRUPTS();
 	pos_pg_session_enter(session);
 	res = pos_pg_result(session);
-	if (PQresultStatus(res) == PGRES_COMMAND_OK)
+	while (PQresultStatus(res) == PGRES_COMMAND_OK)
 		res = pos_pg_result(session);
 	if (PQresultStatus(res) == PGRES_TUPLES_OK && PQntuples(res) == 0)
 	{

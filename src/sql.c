@@ -258,6 +258,24 @@ pos_sql_execute_whole(const char *sql)
 }
 
 /*
+ * Gives the rows of a query over a whole table, as the active snapshot sees them, to
+ * a receiver.
+ */
+void
+pos_sql_read_whole(const char *sql, DestReceiver *receiver)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int			nestlevel = plan_whole();
+	SPIExecuteOptions options = {.read_only = true,.dest = receiver};
+	int			rc = SPI_execute_extended(sql, &options);
+
+	if (rc < 0)
+		elog(ERROR, "SPI_execute_extended failed: %s", SPI_result_code_string(rc));
+	pos_sql_planned(nestlevel);
+	MemoryContextSwitchTo(context);
+}
+
+/*
  * Opens the rows of a query, to be read by pos_sql_peek; as things are now, or, if
  * it reads only, as the active snapshot sees them.
  */

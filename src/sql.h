@@ -32,6 +32,7 @@ extern void pos_sql_planned(int nestlevel);
 extern void pos_sql_as_owner(Relation rel, Oid *saved_user, int *saved_context);
 extern PosCursor *pos_sql_open_whole(const char *sql);
 extern uint64 pos_sql_execute_whole(const char *sql);
+extern void pos_sql_read_whole(const char *sql, DestReceiver *receiver);
 extern PosCursor *pos_sql_open(const char *sql, bool read_only);
 extern HeapTuple pos_sql_peek(PosCursor *cursor, TupleDesc *desc);
 extern void pos_sql_take(PosCursor *cursor);

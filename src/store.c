@@ -184,3 +184,30 @@ pos_store_execute(const char *sql, int nargs, Oid *types, Datum *values,
 	MemoryContextSwitchTo(context); /* SPI leaves us in its own */
 	return SPI_processed;
 }
+
+/*
+ * Gives the rows of a query on possync's own tables, as the active snapshot sees
+ * them, to a receiver.  sql is as in pos_store_execute, but planned every time.
+ */
+void
+pos_store_read(const char *sql, DestReceiver *receiver)
+{
+	Oid			saved_user;
+	int			saved_context;
+	int			nestlevel = NewGUCNestLevel();
+	int			rc;
+	MemoryContext context = CurrentMemoryContext;
+	SPIExecuteOptions options = {.read_only = true,.dest = receiver};
+
+	(void) set_config_option("search_path", "pg_catalog, pg_temp",
+							 PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	pos_store_as_owner(pos_store_relid("synchronize_model"), &saved_user,
+					   &saved_context);
+	rc = SPI_execute_extended(with_schema(sql), &options);
+	if (rc < 0)
+		elog(ERROR, "SPI_execute_extended failed: %s", SPI_result_code_string(rc));
+	SetUserIdAndSecContext(saved_user, saved_context);
+	AtEOXact_GUC(true, nestlevel);
+	MemoryContextSwitchTo(context);
+}

@@ -12,6 +12,7 @@
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "connection_tryton.h"
+#include "digest.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "utils/array.h"
@@ -34,14 +35,6 @@ typedef struct Entry
 	char	   *texts;
 } Entry;
 
-/* What the rows of a bucket add up to */
-typedef struct Sum
-{
-	int64		high;			/* upper halves of the contents */
-	int64		low;			/* lower ones */
-	int64		count;
-} Sum;
-
 /* All rows that were read, and how far they are delivered */
 struct PosTrytonDigest
 {
@@ -53,7 +46,7 @@ struct PosTrytonDigest
 	Entry	   *entries;
 	int			n;
 	int			size;
-	Sum		   *sums;			/* of every bucket */
+	PosDigestSum *sums;			/* of every bucket */
 	int			next;			/* entry, or bucket */
 };
 
@@ -311,14 +304,12 @@ sum_up(struct PosTrytonDigest *digest)
 	int			nbuckets = digest->asked->nbuckets;
 	MemoryContext old = MemoryContextSwitchTo(digest->context);
 
-	digest->sums = palloc0(nbuckets * sizeof(Sum));
+	digest->sums = palloc0(nbuckets * sizeof(PosDigestSum));
 	for (int i = 0; i < digest->n; i++)
 	{
-		Sum		   *sum = &digest->sums[digest->entries[i].hash & (nbuckets - 1)];
+		PosDigestSum *sum = &digest->sums[digest->entries[i].hash & (nbuckets - 1)];
 
-		/* in halves, of which there may be many */
-		sum->high += digest->entries[i].content >> 32;
-		sum->low += digest->entries[i].content & INT64CONST(0xffffffff);
+		pos_digest_add(sum, digest->entries[i].content);
 		sum->count++;
 	}
 	MemoryContextSwitchTo(old);
@@ -367,26 +358,17 @@ pos_tryton_digest(PosConnection *connection, PosDigest *asked)
 static bool
 next_sum(struct PosTrytonDigest *digest, PosDigestRow *row)
 {
-	Sum		   *sum;
-	Datum		high;
+	PosDigestSum *sum;
 
 	while (digest->next < digest->asked->nbuckets && digest->sums[digest->next].count == 0)
 		digest->next++;
 	if (digest->next == digest->asked->nbuckets)
 		return false;
 	sum = &digest->sums[digest->next];
-	high = DirectFunctionCall2(numeric_mul,
-							   DirectFunctionCall1(int8_numeric, Int64GetDatum(sum->high)),
-							   DirectFunctionCall1(int8_numeric,
-												   Int64GetDatum(INT64CONST(1) << 32)));
 	row->number = digest->next++;
 	row->count = sum->count;
 	row->key = NULL;
-	row->content =
-		DatumGetCString(DirectFunctionCall1(numeric_out,
-											DirectFunctionCall2(numeric_add, high,
-																DirectFunctionCall1(int8_numeric,
-																					Int64GetDatum(sum->low)))));
+	row->content = pos_digest_sum(sum);
 	return true;
 }
 
