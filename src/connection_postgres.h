@@ -87,6 +87,7 @@ typedef struct PosPgRelation
 	bool		readable;		/* USAGE on the schema */
 	bool		versions;		/* xmin of its rows can be read, and tells
 								 * what it should */
+	bool		still;			/* only transactions change what is read */
 	int64		rows;			/* about; -1: not known */
 	char	   *oid;
 	char	   *log;			/* identity of its change log, or NULL */

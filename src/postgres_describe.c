@@ -35,6 +35,7 @@ enum
 	D_UNIQUE,
 	D_ROWS,
 	D_VERSIONS,
+	D_STILL,
 	D_OID,
 	D_LOG,
 	D_LOG_SCHEMA,
@@ -64,6 +65,9 @@ static const char *const describe_sql =
 " WHEN c.relkind = 'r' THEN c.relam = 2 ELSE NOT EXISTS"
 " (SELECT FROM pg_partition_tree(c.oid) p JOIN pg_class l ON l.oid = p.relid"
 " WHERE p.isleaf AND l.relam <> 2) END,"
+" c.relkind IN ('r', 'p') AND NOT row_security_active(c.oid) AND NOT EXISTS"
+" (SELECT FROM pg_partition_tree(c.oid) p JOIN pg_class l ON l.oid = p.relid"
+" WHERE l.relkind NOT IN ('r', 'p')),"
 " c.oid, g.log, g.schema, g.key"
 " FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY t(schema, name, n)"
 " JOIN pg_namespace s ON s.nspname = t.schema"
@@ -400,6 +404,7 @@ fill_relation(PosPgRelation *relation, PGresult *res, int first, int last)
 	relation->rows = atoll(PQgetvalue(res, first, D_ROWS));
 	relation->readable = PQgetvalue(res, first, D_USAGE)[0] == 't';
 	relation->versions = PQgetvalue(res, first, D_VERSIONS)[0] == 't';
+	relation->still = PQgetvalue(res, first, D_STILL)[0] == 't';
 	relation->oid = pstrdup(PQgetvalue(res, first, D_OID));
 	if (!PQgetisnull(res, first, D_LOG))
 	{

@@ -15,6 +15,12 @@
  * Of logged tables one question is asked for all, what happened since the last poll
  * that found them unchanged: their positions may be much older, and each another.
  *
+ * Where no transaction of the whole remote has ended meanwhile, its snapshot is the
+ * same, and so is every answer.  After some polls that found it so only the snapshot is
+ * asked for, which costs as little as a statement can, however many tables there are;
+ * if it is another one, the tables come after it.  Views, foreign tables and policies
+ * may look at more than what transactions did.
+ *
  * Nothing is concluded from an answer but that nothing changed.  If something
  * has, all is asked again in the snapshot that the rows are read from.
  */
@@ -27,19 +33,28 @@
 /* How often to do what the remote's last answer asks for */
 #define TRIES 4
 
-/* What the statement tells before it comes to the tables */
+/* After so many polls that saw the same snapshot it is asked for alone */
+#define QUIET_POLLS 2
+
+/*
+ * What the statement tells before it comes to the tables.  On a standby a snapshot
+ * does not tell which transactions run, so the same may show more.
+ */
 #define POLL_SELECT \
 	"SELECT pg_catalog.transaction_timestamp()," \
 	" CASE WHEN pg_catalog.pg_is_in_recovery()" \
 	" THEN pg_catalog.pg_last_xact_replay_timestamp()" \
 	" ELSE pg_catalog.transaction_timestamp() END," \
-	" pg_catalog.pg_postmaster_start_time()"
+	" pg_catalog.pg_postmaster_start_time()," \
+	" CASE WHEN NOT pg_catalog.pg_is_in_recovery()" \
+	" THEN pg_catalog.pg_current_snapshot()::pg_catalog.text END"
 
 enum
 {
 	P_NOW,
 	P_COMPLETE,
 	P_STARTED,
+	P_SNAPSHOT,
 	P_TABLES
 };
 
@@ -107,15 +122,15 @@ send_poll(PosPgSession *session, const char *name, const char *sql,
 }
 
 /*
- * Takes an answer of so many booleans, and a snapshot if there are logged tables.
- * The clock counts only if nothing has changed.
+ * Takes an answer of so many booleans, and the snapshot.  The clock counts only if
+ * nothing has changed.
  */
 static PosPgPoll
-take_answer(PosPgSession *session, int nanswers, bool logged)
+take_answer(PosPgSession *session, int nanswers)
 {
 	PGresult   *res = session->result;
 
-	pos_pg_expect_row(session, P_TABLES + nanswers + logged);
+	pos_pg_expect_row(session, P_TABLES + nanswers);
 
 	/* behind a pooler the remote may be another one by now */
 	if (pos_pg_time(session, P_STARTED) != session->started)
@@ -128,8 +143,8 @@ take_answer(PosPgSession *session, int nanswers, bool logged)
 		return POS_PG_POLL_CHANGED;
 	pos_pg_set_clock(session, pos_pg_time(session, P_NOW));
 	session->complete = pos_pg_time(session, P_COMPLETE);
-	if (logged)
-		session->snapshot = pstrdup(PQgetvalue(res, 0, P_TABLES + nanswers));
+	session->snapshot = PQgetisnull(res, 0, P_SNAPSHOT) ? NULL :
+		pstrdup(PQgetvalue(res, 0, P_SNAPSHOT));
 	return POS_PG_POLL_UNCHANGED;
 }
 
@@ -170,6 +185,7 @@ typedef struct PosPgPolled
 	uint64		tables;
 	uint64		positions;
 	char	   *snapshot;
+	int			quiet;			/* polls since that saw the same one */
 } PosPgPolled;
 
 /* Returns what is known of some tables, NULL if nothing is. */
@@ -236,39 +252,28 @@ pos_pg_poll_remember(PosPgSession *session, PosTable **tables, int ntables,
 		pfree(polled->snapshot);
 	polled->snapshot = snapshot == NULL ? NULL : pstrdup(snapshot);
 	polled->positions = positions;
+	polled->quiet = 0;
 	MemoryContextSwitchTo(old);
 }
 
-/*
- * Asks whether any of the tables changed, on a kept connection; all of them are
- * known and have positions.  Opens no transaction.  If nothing has changed the
- * session's clock is set, and it is complete up to when the question came in or,
- * on a standby, up to what that has replayed.
- */
-PosPgPoll
-pos_pg_poll(PosPgSession *session, PosTable **tables, int ntables)
+/* Whether the snapshot of the last answer is one that is remembered. */
+static bool
+is_same(PosPgSession *session, PosPgPolled *polled)
 {
-	const char **values = palloc(sizeof(char *) * (ntables + 1));
-	bool		logged = false;
-	uint64		names;
-	uint64		positions;
-	PosPgPolled *polled;
-	int			nvalues;
-	char	   *sql;
-	char	   *name;
-	bool		prepare;
+	return polled != NULL && session->snapshot != NULL &&
+		strcmp(session->snapshot, polled->snapshot) == 0;
+}
 
-	for (int i = 0; i < ntables; i++)
-		logged = logged || pos_pg_position_snapshot(session, tables[i]) != NULL;
-	polled = find_polled(session, tables, ntables, &names, &positions);
-	if (logged && (polled == NULL || polled->positions != positions ||
-				   polled->snapshot == NULL))
-		return POS_PG_POLL_CHANGED;
-	values[0] = logged ? polled->snapshot : NULL;
-	sql = psprintf(POLL_SELECT ", %s",
-				   pos_pg_query_poll(session, tables, ntables, values, &nvalues));
-	name = name_of(sql);
-	prepare = !is_prepared(session, name);
+/*
+ * Asks a question of so many booleans, without a transaction, in whatever session of
+ * the remote that is.
+ */
+static PosPgPoll
+ask(PosPgSession *session, const char *sql, int nvalues, const char **values,
+	int nanswers)
+{
+	char	   *name = name_of(sql);
+	bool		prepare = !is_prepared(session, name);
 
 	session->command = sql;
 	for (int i = 0; i < TRIES; i++)
@@ -286,12 +291,10 @@ pos_pg_poll(PosPgSession *session, PosTable **tables, int ntables)
 		}
 		if (sqlstate != NULL && *sqlstate == '\0' &&
 			(sqlstate = await(session)) != NULL && *sqlstate == '\0')
-			result = take_answer(session, nvalues, logged);
+			result = take_answer(session, nanswers);
 		if (sqlstate == NULL || result == POS_PG_POLL_LOST)
 			return POS_PG_POLL_LOST;
 		pos_pg_end_pipeline(session);
-		if (logged && result == POS_PG_POLL_UNCHANGED)
-			pos_pg_poll_remember(session, tables, ntables, session->snapshot);
 		if (*sqlstate == '\0')
 			return result;
 
@@ -308,4 +311,59 @@ pos_pg_poll(PosPgSession *session, PosTable **tables, int ntables)
 
 	/* what else is wrong will show when all is asked again */
 	return POS_PG_POLL_CHANGED;
+}
+
+/* Whether nothing but a transaction can change what is read of the tables. */
+static bool
+are_still(PosPgSession *session, PosTable **tables, int ntables)
+{
+	for (int i = 0; i < ntables; i++)
+		if (!pos_pg_relation(session, tables[i]->remote)->still)
+			return false;
+	return true;
+}
+
+/*
+ * Asks whether any of the tables changed, on a kept connection; all of them are
+ * known and have positions.  Opens no transaction.  If nothing has changed the
+ * session's clock is set, and it is complete up to when the question came in or,
+ * on a standby, up to what that has replayed.
+ */
+PosPgPoll
+pos_pg_poll(PosPgSession *session, PosTable **tables, int ntables)
+{
+	const char **values = palloc(sizeof(char *) * (ntables + 1));
+	bool		logged = false;
+	uint64		names;
+	uint64		positions;
+	PosPgPolled *polled;
+	PosPgPoll	result;
+	int			nvalues;
+	char	   *sql;
+
+	for (int i = 0; i < ntables; i++)
+		logged = logged || pos_pg_position_snapshot(session, tables[i]) != NULL;
+	polled = find_polled(session, tables, ntables, &names, &positions);
+	if (polled != NULL && (polled->positions != positions || polled->snapshot == NULL))
+		polled = NULL;
+	if (polled != NULL && polled->quiet >= QUIET_POLLS)
+	{
+		result = ask(session, POLL_SELECT, 0, NULL, 0);
+		if (result != POS_PG_POLL_UNCHANGED || is_same(session, polled))
+			return result;
+		polled->quiet = 0;
+	}
+	if (logged && polled == NULL)
+		return POS_PG_POLL_CHANGED;
+	values[0] = logged ? polled->snapshot : NULL;
+	sql = psprintf(POLL_SELECT ", %s",
+				   pos_pg_query_poll(session, tables, ntables, values, &nvalues));
+	result = ask(session, sql, nvalues, values, nvalues);
+	if (result != POS_PG_POLL_UNCHANGED)
+		return result;
+	if (!is_same(session, polled))
+		pos_pg_poll_remember(session, tables, ntables, session->snapshot);
+	else if (are_still(session, tables, ntables))
+		polled->quiet++;
+	return result;
 }

@@ -139,7 +139,7 @@ pos_pg_query_probed(PosPgSession *session, PosTable *table)
  *
  * The greatest value is compared with it, rather than a row looked for beyond it: the
  * plan is the same whatever the value is and whatever is known of the values, the end
- * of an index.
+ * of an index.  There stand nulls, too, which no value tells of.
  */
 static void
 append_probe(StringInfo sql, PosPgSession *session, PosTable *table,
@@ -147,6 +147,15 @@ append_probe(StringInfo sql, PosPgSession *session, PosTable *table,
 {
 	PosPgRelation *relation = pos_pg_relation(session, table->remote);
 
+	if (table->nchange == 1)
+	{
+		const char *column = quote_identifier(table->change[0]);
+
+		appendStringInfo(sql, "(SELECT coalesce(%s OPERATOR(pg_catalog.>=) %s, true)"
+						 " FROM %s ORDER BY %s DESC LIMIT 1)", column, value,
+						 relation->sql, column);
+		return;
+	}
 	pos_pg_append_greatest(sql, relation, table, NULL);
 	appendStringInfo(sql, " OPERATOR(pg_catalog.>=) %s", value);
 	if (!always_tells(relation, table))
@@ -188,8 +197,8 @@ pos_pg_query_probe(PosPgSession *session, PosTable **tables, int ntables)
 /*
  * What tells in a few booleans whether any of the tables changed, in any session of
  * the remote: what depends on positions are parameters.  values[0] is to be a
- * snapshot in which no logged table had changed, if there are logged ones; then the
- * last column is the snapshot.  The other values are filled here.
+ * snapshot in which no logged table had changed, if there are logged ones.  The other
+ * values are filled here.
  */
 char *
 pos_pg_query_poll(PosPgSession *session, PosTable **tables, int ntables,
@@ -215,7 +224,6 @@ pos_pg_query_poll(PosPgSession *session, PosTable **tables, int ntables,
 		return sql.data;
 	appendStringInfoString(&sql, sql.len > 0 ? ", " : "");
 	pos_pg_log_append_poll(&sql, session, tables, ntables, "$1::pg_catalog.pg_snapshot");
-	appendStringInfoString(&sql, ", pg_catalog.pg_current_snapshot()::pg_catalog.text");
 
 	return sql.data;
 }

@@ -61,6 +61,7 @@ for my $from (qw(utf8 latin1))
 		{
 			is(pull($to, $from, $client), 'ok', "$from to $to by a client that speaks $client");
 			is(name($to), $expected, 'as it was');
+			is($till->safe_psql($to, "SELECT count(*) FROM possync_compare('item')"), '0', 'nothing differs');
 		}
 	}
 }
