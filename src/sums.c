@@ -128,7 +128,7 @@ take_link(TupleTableSlot *slot, DestReceiver *self)
 	for (int i = 0; i < s->nopen; i++)
 		if (s->open[i] == DatumGetInt32(slot->tts_values[2]))
 			return true;
-	if (s->own && DatumGetBool(slot->tts_values[3]))
+	if (slot->tts_isnull[1] || (s->own && DatumGetBool(slot->tts_values[3])))
 		return true;
 	remote = DatumGetInt64(slot->tts_values[1]);
 	if (s->own)

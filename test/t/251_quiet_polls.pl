@@ -8,6 +8,7 @@ use warnings FATAL => 'all';
 use Possync;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes 'sleep';
 
 my $master = Possync->cluster('master', "wal_level = replica\nmax_wal_senders = 3\nmax_prepared_transactions = 5\nautovacuum = off\nlog_statement = all");
 my $till = Possync->cluster('till');
@@ -82,7 +83,7 @@ for my $model (qw(plain logged))
 	my $insert = sub { $number++; return "INSERT INTO $model (code) VALUES ('new $number')" };
 	my $found = sub { is(pull($model), 'ok|1', "$model: $_[0]"); pull($model) for 1 .. 6 };
 	my $waits = sub {
-		sleep 1;	# positions come to rest a moment after the last change
+		sleep 0.4;	# positions come to rest a moment after the last change
 		pull($model) for 1 .. 6;
 		is(polls($model, 2), '0 2', "$model: $_[0]: quiet meanwhile");
 	};
