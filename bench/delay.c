@@ -2,7 +2,7 @@
  * bench/delay.c
  *		A TCP proxy on 127.0.0.1 that makes the way to a server longer.
  *
- * usage: delay LISTEN-PORT TARGET-PORT ROUND-TRIP-MS
+ * usage: delay LISTEN-PORT TARGET-PORT ROUND-TRIP-MS [FILE]
  *
  * Every byte is held back for half of the round trip in each direction, in
  * order; how many bytes are on their way at once is bounded only by the
@@ -15,6 +15,10 @@
  * the totals are written to standard output; SIGTERM, SIGINT and the end of
  * the process that started it end it.  With LISTEN-PORT 0 the system chooses
  * the port; the first line of output names it.
+ *
+ * With FILE, what the client sends is also written to FILE.up and what the server
+ * sends to FILE.down: every read as its length, in four bytes of this machine's
+ * order, and its bytes.
  */
 #define _GNU_SOURCE
 
@@ -63,6 +67,7 @@ typedef struct Stream
 {
 	int			from;
 	int			to;
+	FILE	   *record;			/* or null */
 	char	   *ring;
 	Chunk	   *chunks;
 	uint64_t	received;
@@ -84,6 +89,8 @@ typedef struct Link
 
 static Link links[MAX_LINKS];
 static int64_t delay;			/* ns, one way */
+static FILE *record_up;
+static FILE *record_down;
 static struct sockaddr_in target;
 
 static uint64_t round_trips;
@@ -139,11 +146,12 @@ prepare_socket(int fd)
 }
 
 static bool
-stream_open(Stream *s, int from, int to)
+stream_open(Stream *s, int from, int to, FILE *record)
 {
 	memset(s, 0, sizeof(*s));
 	s->from = from;
 	s->to = to;
+	s->record = record;
 	s->ring = malloc(RING_SIZE);
 	s->chunks = malloc(MAX_CHUNKS * sizeof(Chunk));
 	return s->ring != NULL && s->chunks != NULL;
@@ -182,8 +190,8 @@ link_open(int client)
 	prepare_socket(client);
 	prepare_socket(server);
 	links[i].answered = true;
-	if (!stream_open(&links[i].up, client, server) ||
-		!stream_open(&links[i].down, server, client))
+	if (!stream_open(&links[i].up, client, server, record_up) ||
+		!stream_open(&links[i].down, server, client, record_down))
 		die("out of memory");
 }
 
@@ -210,6 +218,14 @@ stream_receive(Stream *s)
 	{
 		s->eof = true;
 		return 0;
+	}
+	if (s->record != NULL)
+	{
+		uint32_t	len = n;
+
+		if (fwrite(&len, sizeof(len), 1, s->record) != 1 ||
+			fwrite(s->ring + at, n, 1, s->record) != 1)
+			die("could not record");
 	}
 	s->received += n;
 	c = &s->chunks[s->next_chunk++ % MAX_CHUNKS];
@@ -355,6 +371,19 @@ serve(int listener, const sigset_t *unblocked)
 	}
 }
 
+static FILE *
+open_record(const char *name, const char *suffix)
+{
+	char		path[4096];
+	FILE	   *file;
+
+	snprintf(path, sizeof(path), "%s%s", name, suffix);
+	file = fopen(path, "w");
+	if (file == NULL)
+		die(path);
+	return file;
+}
+
 static int
 listen_on(int port)
 {
@@ -384,11 +413,16 @@ main(int argc, char **argv)
 	sigset_t	unblocked;
 	int			listener;
 
-	if (argc != 4)
+	if (argc != 4 && argc != 5)
 	{
-		fprintf(stderr, "usage: %s LISTEN-PORT TARGET-PORT ROUND-TRIP-MS\n",
+		fprintf(stderr, "usage: %s LISTEN-PORT TARGET-PORT ROUND-TRIP-MS [FILE]\n",
 				argv[0]);
 		return 2;
+	}
+	if (argc == 5)
+	{
+		record_up = open_record(argv[4], ".up");
+		record_down = open_record(argv[4], ".down");
 	}
 	delay = (int64_t) (atof(argv[3]) * NS_PER_MS / 2);
 	target.sin_family = AF_INET;

@@ -1,6 +1,8 @@
 /*
  * bench/report.sql: the report.
  */
+SELECT count(*) > 0 AS times FROM result \gset
+\if :times
 \pset title 'Times in ms: median, least and most of one pull or push; CPU of master + till + clients'
 SELECT experiment, rtt, variant || CASE WHEN bool_or(scaled) THEN ' *' ELSE '' END AS variant,
 	count(*) AS n,
@@ -25,6 +27,24 @@ ORDER BY array_position(ARRAY['initial', 'rtt', 'nothing', 'poll', 'again', 'del
 		'sale', 'recover', 'capture', 'sellers', 'bulk', 'backlog', 'selling', 'paced'], experiment),
 	rtt, array_position(ARRAY['copy', 'restore', 'selects', 'fdw', 'row', 'logical', 'mimeo', 'possync'], variant),
 	variant;
+\endif
+
+SELECT count(*) > 0 AS wire FROM wire \gset
+\if :wire
+\pset title 'Bytes on the wire, to the master (up) and from it (down), and as ssh -C sends them'
+SELECT what, variant, n,
+	round(up / n, 1) AS up,
+	round(down / n, 1) AS down,
+	round((up + down) / n, 1) AS both,
+	round((up + down) / n / max((up + down) / n) FILTER (WHERE variant = 'copy') OVER w, 2) AS "both/copy",
+	round((up_small + down_small) / n, 1) AS "ssh -C",
+	round((up_small + down_small) / (up + down), 2) AS "of plain",
+	round((up + down) / nullif(up_cpu + down_cpu, 0) / 1e6) AS "MB/s"
+FROM wire
+WINDOW w AS (PARTITION BY what)
+ORDER BY array_position(ARRAY['pulled row', 'poll', 'pushed row'], what),
+	array_position(ARRAY['copy', 'fdw', 'possync'], variant);
+\endif
 
 \pset title 'Targets'
 SELECT experiment, what, measured, at_most AS "at most",

@@ -18,6 +18,17 @@ CREATE TABLE result (
 );
 COPY result FROM :'results';
 
+-- Bytes on the wire, to the master and from it, plain and compressed, with the
+-- seconds of CPU that compressing takes.
+CREATE TABLE wire (
+	what text,
+	variant text,
+	n numeric,					-- rows, polls, or sales
+	up numeric, up_small numeric, up_cpu numeric,
+	down numeric, down_small numeric, down_cpu numeric
+);
+COPY wire FROM :'wires';
+
 -- In ms.  A variant that ran with fewer rows is taken to be linear in them.
 CREATE VIEW pull AS
 	SELECT experiment, rtt, variant, rep, products, scale <> 1 AS scaled, trips, memory,
