@@ -14,7 +14,9 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_foreign_server.h"
+#include "common/jsonapi.h"
 #include "executor/executor.h"
+#include "mb/pg_wchar.h"
 #include "nodes/parsenodes.h"
 #if PG_VERSION_NUM >= 160000
 #include "parser/parse_relation.h"
@@ -140,6 +142,17 @@ pos_compat_reindex(Oid index, char persistence)
 	reindex_index(NULL, index, false, persistence, &params);
 #else
 	reindex_index(index, false, persistence, &params);
+#endif
+}
+
+/* Returns a lexer of JSON in the database's encoding, which unescapes strings. */
+static inline JsonLexContext *
+pos_compat_json_lexer(char *json, int len)
+{
+#if PG_VERSION_NUM >= 170000
+	return makeJsonLexContextCstringLen(NULL, json, len, GetDatabaseEncoding(), true);
+#else
+	return makeJsonLexContextCstringLen(json, len, GetDatabaseEncoding(), true);
 #endif
 }
 

@@ -22,6 +22,7 @@
 #include "possync.h"
 
 #include "catalog/pg_type.h"
+#include "image.h"
 #include "queue.h"
 #include "run.h"
 #include "spool.h"
@@ -68,7 +69,7 @@ pos_conflict_load(PosRun *run, PosModel *model)
 		SPI_freetuptable(SPI_tuptable);
 		return false;
 	}
-	labels = pos_queue_labels(model->rel);
+	labels = pos_image_labels(model->rel);
 	desc = CreateTemplateTupleDesc(3);
 	TupleDescInitEntry(desc, 1, "key", model->local_int ? INT8OID : TEXTOID, -1, 0);
 	TupleDescInitEntry(desc, 2, "new", BOOLOID, -1, 0);
@@ -87,7 +88,7 @@ pos_conflict_load(PosRun *run, PosModel *model)
 		row[2] = SPI_getbinval(tuple, SPI_tuptable->tupdesc, 4, &nulls[2]);
 
 		/* of a column that was renamed nobody can tell; the push says so */
-		if (pos_queue_stranger(DatumGetTextPP(row[2]), labels) != NULL)
+		if (pos_image_stranger(DatumGetTextPP(row[2]), labels) != NULL)
 			row[1] = BoolGetDatum(true);
 		pos_rowset_put(model->pending, row, nulls);
 	}
@@ -163,10 +164,10 @@ append_same(StringInfo sql, PosModel *model)
 		if (!pos_conflict_counts(model, model->written[i]))
 			continue;
 		appendStringInfoString(&image, comma);
-		pos_queue_append_value(&image, "b", model->written[i]);
+		pos_image_append_value(&image, "b", model->written[i]);
 		appendStringInfo(&remote, "%sr.w%d", comma, i + 1);
 		appendStringInfoString(&columns, comma);
-		pos_queue_append_column(&columns, model->written[i]);
+		pos_image_append_column(&columns, model->written[i]);
 	}
 	if (columns.len == 0)
 		appendStringInfoString(sql, "true");

@@ -6,9 +6,9 @@
 #include "possync.h"
 
 #include "catalog/pg_type.h"
+#include "image.h"
 #include "keyset.h"
 #include "push.h"
-#include "queue.h"
 #include "store.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -95,7 +95,7 @@ note_entry(PosRun *run, SPITupleTable *entries, uint64 i)
 static void
 check_columns(PosModel *model, Datum image)
 {
-	char	   *stranger = pos_queue_stranger(DatumGetTextPP(image),
+	char	   *stranger = pos_image_stranger(DatumGetTextPP(image),
 											  model->outgoing->labels);
 
 	if (stranger != NULL)

@@ -11,10 +11,10 @@
 #include "possync.h"
 
 #include "catalog/pg_type.h"
+#include "image.h"
 #include "keyset.h"
 #include "miscadmin.h"
 #include "push.h"
-#include "queue.h"
 #include "sql.h"
 #include "store.h"
 #include "utils/acl.h"
@@ -311,45 +311,50 @@ make_images(PosModel *model)
 }
 
 /*
- * Takes the rows of images, which are freed.  They are turned into rows as the
+ * Takes the rows of images.  They are turned into rows as the
  * owner of the table, since types may have code of their own.
  */
 static void
 take_images(PosRun *run, PosModel *model, PosRowset *images, Take take)
 {
-	StringInfoData sql;
+	Datum	   *values = palloc(model->stage->natts * sizeof(Datum));
+	bool	   *nulls = palloc(model->stage->natts * sizeof(bool));
+	PosImageReader *reader;
+	Datum	   *image;
+	bool	   *imagenulls;
+	Oid			user;
+	int			context;
 
-	if (pos_rowset_count(images) == 0)
+	pos_sql_as_owner(model->rel, &user, &context);
+	reader = pos_image_prepare(model);
+	pos_rowset_rewind(images);
+	while (pos_rowset_next(images, &image, &imagenulls))
 	{
-		pos_rowset_free(images);
-		return;
+		MemoryContext old = MemoryContextSwitchTo(run->row);
+
+		pos_flight_pump(run->whole);
+		MemoryContextReset(run->row);
+		memset(nulls, true, model->stage->natts * sizeof(bool));
+		values[POS_STAGE_LOCAL] = image[0];
+		values[POS_STAGE_OLD] = image[1];
+		nulls[POS_STAGE_LOCAL] = nulls[POS_STAGE_OLD] = false;
+		pos_image_read(reader, image[2], values, nulls);
+		take(run, model, values, nulls);
+		MemoryContextSwitchTo(old);
 	}
-	initStringInfo(&sql);
-	appendStringInfoString(&sql, "SELECT i.key, i.flags");
-	for (int i = 0; i < model->nwritten; i++)
-	{
-		appendStringInfoString(&sql, ", ");
-		pos_queue_append_value(&sql, "r", model->written[i]);
-	}
-	appendStringInfoString(&sql, " FROM possync_images i,"
-						   " pg_catalog.json_to_record(i.image) r(");
-	for (int i = 0; i < model->nwritten; i++)
-	{
-		appendStringInfoString(&sql, i > 0 ? ", " : "");
-		pos_queue_append_column(&sql, model->written[i]);
-	}
-	appendStringInfoChar(&sql, ')');
-	pos_rowset_publish(images);
-	take_rows(run, model, sql.data, take);
-	pos_rowset_free(images);
+	SetUserIdAndSecContext(user, context);
 }
 
 /* Takes the queued rows of a model, and what they were before. */
 static void
 take_queued(PosRun *run, PosModel *model)
 {
-	take_images(run, model, model->outgoing->images, take_row);
-	take_images(run, model, model->outgoing->befores, keep_before);
+	if (pos_rowset_count(model->outgoing->images) > 0)
+		take_images(run, model, model->outgoing->images, take_row);
+	if (pos_rowset_count(model->outgoing->befores) > 0)
+		take_images(run, model, model->outgoing->befores, keep_before);
+	pos_rowset_free(model->outgoing->images);
+	pos_rowset_free(model->outgoing->befores);
 	model->outgoing->images = model->outgoing->befores = NULL;
 }
 
@@ -447,7 +452,7 @@ pos_outgoing_collect(PosRun *run, PosBatch *batch)
 													model->id), model->stage);
 		outgoing->images = make_images(model);
 		outgoing->befores = make_images(model);
-		outgoing->labels = model->rel != NULL ? pos_queue_labels(model->rel) : NIL;
+		outgoing->labels = model->rel != NULL ? pos_image_labels(model->rel) : NIL;
 		outgoing->keys = make_set();
 		outgoing->held = make_set();
 	}

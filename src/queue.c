@@ -522,67 +522,6 @@ key_changed(Capture *capture, TupleTableSlot *old, TupleTableSlot *new)
 	return false;
 }
 
-/* Returns the labels that images of a table's rows have: names as JSON. */
-List *
-pos_queue_labels(Relation rel)
-{
-	List	   *labels = NIL;
-
-	for (int a = 0; a < RelationGetNumberOfAttributes(rel); a++)
-	{
-		Form_pg_attribute attr = TupleDescAttr(RelationGetDescr(rel), a);
-		StringInfoData label;
-
-		if (attr->attisdropped)
-			continue;
-		initStringInfo(&label);
-		escape_json(&label, NameStr(attr->attname));
-		labels = lappend(labels, label.data);
-	}
-	return labels;
-}
-
-/* Returns the end of a JSON string that begins at p. */
-static const char *
-string_end(const char *p, const char *end)
-{
-	for (p++; p < end && *p != '"'; p++)
-		if (*p == '\\')
-			p++;
-	return p + 1;
-}
-
-/*
- * Returns a label of an image that is none of these, NULL if there is none.  A
- * column that was renamed since would silently become null.
- */
-char *
-pos_queue_stranger(text *image, List *labels)
-{
-	const char *p = VARDATA_ANY(image) + 1;
-	const char *end = VARDATA_ANY(image) + VARSIZE_ANY_EXHDR(image);
-
-	while (p < end && *p == '"')
-	{
-		const char *label = p;
-		ListCell   *lc;
-		bool		known = false;
-
-		p = string_end(p, end);
-		foreach(lc, labels)
-			if (strlen(lfirst(lc)) == p - label &&
-				memcmp(lfirst(lc), label, p - label) == 0)
-		{
-			known = true;
-			break;
-		}
-		if (!known)
-			return pnstrdup(label, p - label);
-		p = string_end(p + 1, end) + 1; /* its value, a string, and a comma */
-	}
-	return NULL;
-}
-
 PG_FUNCTION_INFO_V1(possync_capture);
 
 /*
@@ -628,36 +567,4 @@ possync_capture(PG_FUNCTION_ARGS)
 	if (nestlevel > 0)
 		AtEOXact_GUC(true, nestlevel);
 	PG_RETURN_POINTER(NULL);
-}
-
-/* Whether a value is JSON itself, which an image holds as a string. */
-static bool
-is_json(PosField *field)
-{
-	return field->base == JSONOID || field->base == JSONBOID;
-}
-
-/* Returns the name of a column's type, without a modifier that could cut. */
-static char *
-type_name(PosField *field)
-{
-	return format_type_extended(field->type, -1, FORMAT_TYPE_TYPEMOD_GIVEN |
-								FORMAT_TYPE_FORCE_QUALIFY);
-}
-
-/* Appends what json_to_record has to be told of a column of an image. */
-void
-pos_queue_append_column(StringInfo sql, PosField *field)
-{
-	appendStringInfo(sql, "%s %s", quote_identifier(field->name),
-					 is_json(field) ? "pg_catalog.text" : type_name(field));
-}
-
-/* Appends the value of a column of what that returns. */
-void
-pos_queue_append_value(StringInfo sql, const char *alias, PosField *field)
-{
-	appendStringInfo(sql, "%s.%s", alias, quote_identifier(field->name));
-	if (is_json(field))
-		appendStringInfo(sql, "::%s", type_name(field));
 }

@@ -13,10 +13,5 @@
 extern void pos_queue_mute(bool mute);
 extern bool pos_queue_is_capture(Trigger *trigger);
 extern bool pos_queue_is_captured(Relation rel);
-extern List *pos_queue_labels(Relation rel);
-extern char *pos_queue_stranger(text *image, List *labels);
-extern void pos_queue_append_column(StringInfo sql, PosField *field);
-extern void pos_queue_append_value(StringInfo sql, const char *alias,
-								   PosField *field);
 
 #endif							/* POSSYNC_QUEUE_H */
