@@ -77,6 +77,24 @@ count(PosPush *push, PosFlight *flight)
 }
 
 /*
+ * Does in the transaction at hand, which is committed only if the batch on its way
+ * lands, what can be done before: the remote waits for nothing when it has answered.
+ */
+void
+pos_flight_expect(PosPush *push)
+{
+	PosFlight  *flight = push->flying;
+	MemoryContext old;
+
+	if (flight == NULL || push->confirmed || push->expected)
+		return;
+	old = MemoryContextSwitchTo(flight->context);
+	pos_batch_confirm(flight->run, &flight->batch);
+	push->expected = true;
+	MemoryContextSwitchTo(old);
+}
+
+/*
  * Waits for the batch on its way, if there is one, and confirms it in the
  * transaction at hand, which may be rolled back and another one confirm it: with
  * the commit comes pos_flight_landed.  After an error push->landing tells if it is
@@ -108,7 +126,7 @@ pos_flight_land(PosPush *push)
 	}
 	pos_fault_point("push written");
 	pos_keys_learn(flight->run, &flight->steps);
-	pos_batch_confirm(flight->run, &flight->batch);
+	pos_flight_expect(push);
 	pos_progress_rows(flight->batch.nentries, push->received);
 	pos_quarantine_arrived(flight->run, flight->batch.ntxids,
 						   flight->batch.txids);
@@ -121,7 +139,7 @@ void
 pos_flight_landed(PosPush *push)
 {
 	push->flying = NULL;
-	push->confirmed = false;
+	push->confirmed = push->expected = false;
 	pos_fault_point("push confirmed");
 }
 
@@ -150,7 +168,7 @@ pos_flight_failed(PosPush *push)
 	PosFlight  *flight = push->flying;
 
 	push->flying = NULL;
-	push->confirmed = push->landing = false;
+	push->confirmed = push->expected = push->landing = false;
 	pos_keys_lost();
 	if (push->pending || flight->arrived)
 		return;

@@ -125,7 +125,8 @@ void
 pos_keys_need(PosRun *run, PosModel *model, int n, PosSteps *steps)
 {
 	Stock	   *stock = find_stock(run, model);
-	int			more = run->whole->more && !run->whole->late_keys ? n : 0;
+	int			more = run->whole->more && !run->whole->late_keys ?
+	pos_push_coming(run->whole, n, 1) : 0;
 
 	/* they tell when they were made, and cost nothing */
 	if (run->whole->late_keys)
@@ -137,8 +138,8 @@ pos_keys_need(PosRun *run, PosModel *model, int n, PosSteps *steps)
 }
 
 /*
- * Adds steps that make keys ahead: as many as two batches like this one use, if
- * more of its kind follow, else a few.
+ * Adds steps that make keys ahead: as many as the next two batches use, if more of
+ * its kind follow, else a few.
  */
 void
 pos_keys_ahead(PosRun *run, PosBatch *batch, bool more, PosSteps *steps)
@@ -151,7 +152,8 @@ pos_keys_ahead(PosRun *run, PosBatch *batch, bool more, PosSteps *steps)
 	{
 		PosModel   *model = lfirst(lc);
 		Stock	   *stock = find_stock(run, model);
-		int			n = more ? stock->used * 2 : Min(stock->used, AHEAD_FEW);
+		int			n = more ? pos_push_coming(run->whole, stock->used, 2) :
+		Min(stock->used, AHEAD_FEW);
 
 		n -= stock->nkeys - stock->first + stock->coming;
 		if (stock->ncolumns > 0 && n > 0)

@@ -40,7 +40,13 @@
 /* Bytes of images taken into one batch, about */
 #define BATCH_BYTES		(8 * 1024 * 1024)
 
-static int	batch_entries;		/* in one batch, about */
+/*
+ * Changes in one batch, about.  The remote has nothing to do while the first one is
+ * prepared: it is smaller, and the next ones grow.
+ */
+#define FIRST_ENTRIES	2500
+
+static int	batch_entries;
 
 /* Makes the state of one transaction in a context that it has for itself. */
 static PosRun *
@@ -171,6 +177,7 @@ send_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 		pos_keys_ahead(run, batch, push->more, &flight->steps);
 	pos_translation_close(run);
 	pos_tree_close(run->tree);
+	pos_flight_expect(push);
 	pos_flight_land(push);
 	pos_fault_point("push bound");
 
@@ -254,7 +261,7 @@ try(PosPush *push, Action action, int ntxids, Datum *txids, PosAttempt attempt)
 			PG_RE_THROW();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
-		push->confirmed = false;
+		push->confirmed = push->expected = false;
 	}
 	PG_END_TRY();
 	return error;
@@ -406,13 +413,33 @@ push_next(PosPush *push, int ntxids, Datum *txids)
 	}
 }
 
+/* Returns how many entries a batch has that comes after one of so many. */
+static int
+following(int entries)
+{
+	return Min(entries * 2, batch_entries);
+}
+
+/*
+ * Returns how many rows of a model the next one or two batches may be going to have, if
+ * the one at hand has so many.  Whole transactions are not as even as that: some more.
+ */
+int
+pos_push_coming(PosPush *push, int rows, int batches)
+{
+	int64		entries = push->next +
+	(batches == 2 ? following(push->next) : 0);
+
+	return rows * entries / Max(push->entries, 1) + rows / 32 + 8;
+}
+
 /* Searches the queue for the next transactions, from push->from on. */
 static int
 search(PosPush *push, PosRun *run, int64 to, Datum **txids)
 {
 	push->searched = push->from;
 	return pos_batch_pick(run, push->flying ? &push->flying->batch : NULL,
-						  batch_entries, BATCH_BYTES, &push->from, to, txids);
+						  push->next, BATCH_BYTES, &push->from, to, txids);
 }
 
 /*
@@ -461,6 +488,8 @@ pick(PosPush *push, MemoryContext context, Datum **txids)
 	}
 	push->from = Min(push->from, push->horizon.complete + 1);
 	push->more = run->full;
+	push->entries = push->next;
+	push->next = following(push->entries);
 	*txids = MemoryContextAlloc(context, Max(n, 1) * sizeof(Datum));
 	memcpy(*txids, picked, n * sizeof(Datum));
 	pos_tree_close(run->tree);
@@ -551,6 +580,7 @@ make_context(PosPush *push)
 void
 pos_push_run(PosPush *push)
 {
+	push->next = Min(batch_entries, FIRST_ENTRIES);
 	push->context = make_context(push);
 	push->errors = make_context(push);
 	for (int i = 0; i < lengthof(push->flights); i++)
@@ -578,7 +608,7 @@ pos_push_init(void)
 {
 	DefineCustomIntVariable("possync.batch_entries",
 							"How many queued changes are pushed together, about; for tests.",
-							NULL, &batch_entries, 5000, 1, 1000000, PGC_SUSET,
+							NULL, &batch_entries, 10000, 1, 1000000, PGC_SUSET,
 							GUC_NOT_IN_SAMPLE | GUC_NO_SHOW_ALL,
 							NULL, NULL, NULL);
 }

@@ -144,7 +144,11 @@ typedef struct PosPush
 	PosFlight  *flying;			/* or NULL */
 	bool		pending;		/* it may have arrived */
 	bool		landing;		/* an error is its, see flight.c */
+	bool		expected;		/* by the transaction at hand: confirmed, as
+								 * far as that can be done beforehand */
 	bool		confirmed;		/* by the transaction at hand */
+	int			entries;		/* in the batch picked last, about */
+	int			next;			/* and in the next one */
 	uint32		pumped;			/* rows */
 } PosPush;
 
@@ -202,6 +206,7 @@ extern void pos_batch_refused(int32 id);
 /* in flight.c */
 extern void pos_flight_launch(PosPush *push, PosFlight *flight);
 extern void pos_flight_pump(PosPush *push);
+extern void pos_flight_expect(PosPush *push);
 extern void pos_flight_land(PosPush *push);
 extern void pos_flight_landed(PosPush *push);
 extern void pos_flight_ask(PosRun *run, PosSteps *steps);
@@ -215,6 +220,7 @@ extern bool pos_quarantine_release_due(PosRun *run);
 extern void pos_quarantine_arrived(PosRun *run, int ntxids, Datum *txids);
 
 /* in push.c */
+extern int	pos_push_coming(PosPush *push, int rows, int batches);
 extern void pos_push_run(PosPush *push);
 extern void pos_push_init(void);
 
