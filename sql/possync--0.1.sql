@@ -1608,7 +1608,10 @@ AS $$
 				WHEN f.name = ANY (m.key_columns) OR a.attgenerated <> '' OR a.attidentity <> '' THEN 'made here'
 				ELSE 'left alone' END
 		   || CASE WHEN f.match THEN ', match' ELSE '' END
-		   || CASE WHEN f.copy AND f.remote = ANY (m.change_columns) THEN ', change' ELSE '' END
+		   || CASE WHEN f.copy AND f.remote = ANY (m.change_columns) THEN ', change' || coalesce(
+				(SELECT '; updates are cheaper without index ' || string_agg(i.indexrelid::regclass::text, ', ' ORDER BY i.indexrelid)
+				 FROM pg_index i
+				 WHERE i.indrelid = m.relation AND a.attnum = ANY (i.indkey) AND NOT i.indisunique), '') ELSE '' END
 	FROM @extschema@.synchronize_field f
 	JOIN @extschema@.synchronize_model m ON m.id = f.model
 	LEFT JOIN pg_attribute a ON a.attrelid = m.relation AND a.attname = f.name

@@ -117,6 +117,10 @@ SELECT p.name, c.name AS child, s.reason
 FROM synchronize_child s JOIN synchronize_model p ON p.id = s.model JOIN synchronize_model c ON c.id = s.child
 ORDER BY 1, 2;
 
+-- an index that makes updates of pulled rows dearer
+CREATE INDEX ON uom (symbol, updated_at);
+SELECT ltrim(tree) AS tree, does FROM possync_tree('article') WHERE tree LIKE '%updated_at';
+
 -- removing
 SELECT possync_remove_model('uom');
 SELECT possync_set_field('template', 'uom_id', fixed => '7');
