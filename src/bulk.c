@@ -355,6 +355,7 @@ pos_bulk_flush(PosBulk *bulk)
 	bulk->nbytes = 0;
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(bulk->context);
+	pos_target_log();
 
 	CommandCounterIncrement();
 	if (!bulk->hold)

@@ -106,16 +106,42 @@ append_names(StringInfo sql, const char *prefix, const char *suffix,
 }
 
 /*
+ * Appends whether a key made now is that of no row.  A subquery of this kind is an
+ * index scan for each key, whatever statistics say.
+ */
+static void
+append_is_free(StringInfo sql, PosPgRelation *relation, PosStep *step)
+{
+	appendStringInfo(sql, "(SELECT true FROM %s r WHERE ROW(", relation->sql);
+	append_names(sql, "r.", "", step);
+	appendStringInfoString(sql, ") = ROW(");
+	append_names(sql, "k.", "", step);
+	appendStringInfoString(sql, ") LIMIT 1) IS NULL");
+}
+
+/*
+ * Appends whether no row has a key between the least and the greatest one made now;
+ * one index scan for all.
+ */
+static void
+append_all_are_free(StringInfo sql, PosPgRelation *relation, PosStep *step)
+{
+	const char *key = quote_identifier(step->columns[0]);
+
+	appendStringInfo(sql, "coalesce((SELECT r.%s FROM %s r WHERE r.%s >="
+					 " (SELECT pg_catalog.min(k.%s) FROM k) ORDER BY r.%s LIMIT 1) >"
+					 " (SELECT pg_catalog.max(k.%s) FROM k), true)",
+					 key, relation->sql, key, key, key, key);
+}
+
+/*
  * The statement that makes keys: the defaults of their columns.  Rows may be
- * there that did not ask the sequence: their keys are left out.  A subquery of
- * this kind is an index scan for each key, whatever statistics say.
+ * there that did not ask the sequence: their keys are left out.
  */
 static void
 append_keys(StringInfo sql, PosPgRelation *relation, PosStep *step)
 {
-	appendStringInfoString(sql, "SELECT ");
-	append_names(sql, "k.", "::text", step);
-	appendStringInfoString(sql, " FROM (SELECT ");
+	appendStringInfoString(sql, "WITH k AS (SELECT ");
 	for (int i = 0; i < step->ncolumns; i++)
 	{
 		PosPgAttribute *attribute = pos_pg_attribute(relation, step->columns[i]);
@@ -131,15 +157,19 @@ append_keys(StringInfo sql, PosPgRelation *relation, PosStep *step)
 						 attribute->made_by, attribute->typename,
 						 quote_identifier(step->columns[i]));
 	}
-	appendStringInfo(sql, " FROM pg_catalog.generate_series(1, %d) OFFSET 0) k",
+	appendStringInfo(sql, " FROM pg_catalog.generate_series(1, %d)) SELECT ",
 					 step->nrows);
+	append_names(sql, "k.", "::text", step);
+	appendStringInfoString(sql, " FROM k");
 	if (step->ncolumns < step->table->nkey)
 		return;					/* the rest of the key is not known here */
-	appendStringInfo(sql, " WHERE (SELECT true FROM %s r WHERE ROW(", relation->sql);
-	append_names(sql, "r.", "", step);
-	appendStringInfoString(sql, ") = ROW(");
-	append_names(sql, "k.", "", step);
-	appendStringInfoString(sql, ") LIMIT 1) IS NULL");
+	appendStringInfoString(sql, " WHERE ");
+	if (step->table->nkey == 1 && step->table->columns[0].type == INT8OID)
+	{
+		append_all_are_free(sql, relation, step);
+		appendStringInfoString(sql, " OR ");
+	}
+	append_is_free(sql, relation, step);
 }
 
 /* Appends the comparison of t with the columns of r; null equals null. */

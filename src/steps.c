@@ -16,8 +16,8 @@
 #include "utils/memutils.h"
 
 /* Rows, and bytes, in one statement at the remote */
-#define STEP_ROWS		1000
-#define STEP_BYTES		(512 * 1024)
+#define STEP_ROWS		4000
+#define STEP_BYTES		(1024 * 1024)
 
 /* Appends "name": as JSON, with a comma before it if needed. */
 static void
