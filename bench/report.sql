@@ -25,7 +25,7 @@ FROM compared
 GROUP BY experiment, rtt, variant
 ORDER BY array_position(ARRAY['initial', 'rtt', 'nothing', 'poll', 'again', 'delta', 'memory', 'push',
 		'sale', 'recover', 'capture', 'sellers', 'bulk', 'backlog', 'selling', 'paced'], experiment),
-	rtt, array_position(ARRAY['copy', 'restore', 'selects', 'fdw', 'row', 'logical', 'mimeo', 'possync'], variant),
+	rtt, array_position(ARRAY['copy', 'restore', 'selects', 'fdw', 'row', 'logical', 'mimeo', 'update', 'possync'], variant),
 	variant;
 \endif
 
