@@ -217,7 +217,7 @@ amend_row(Amendment *amendment, ItemPointer seen, Datum *values, bool *nulls)
 		complete_slot(amendment);
 		if (replace_row(amendment, &tid))
 			return true;
-		pos_lookup_renew(amendment->lookup);
+		(void) pos_lookup_renew(amendment->lookup);
 		seen = NULL;
 	}
 	return false;

@@ -152,12 +152,26 @@ open_lookup(PosRun *run, PosModel *model)
 	return model->looks_up;
 }
 
+/*
+ * Finds the local one of a row.  What is not there may have been made since the
+ * lookup was opened, and found by a match.
+ */
+static TupleTableSlot *
+look_up(PosModel *model, Datum *values)
+{
+	Datum	   *key = &values[POS_STAGE_FIRST];
+	TupleTableSlot *slot = pos_lookup_find(model->lookup, key);
+
+	if (slot == NULL && pos_lookup_renew(model->lookup))
+		slot = pos_lookup_find(model->lookup, key);
+	return slot;
+}
+
 /* Compares one row with the local one, byte by byte. */
 static void
 compare_row(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 {
-	TupleTableSlot *slot = pos_lookup_find(model->lookup,
-										   &values[POS_STAGE_FIRST]);
+	TupleTableSlot *slot = look_up(model, values);
 
 	if (slot != NULL && pos_amend_is_same(model, slot, values, nulls))
 		model->counts.unchanged++;

@@ -4,7 +4,8 @@
  *		ask no planner.
  *
  * What is found is what a statement that began when the lookup was opened or
- * renewed would see, and whatever this transaction has written since.
+ * renewed would see, and whatever this transaction has written since.  As long as
+ * the lookup is open no row that it has found gives its place to another one.
  *
  * Callers work row by row, but what a scan allocates on its way, and the buffers
  * that it pins, live as long as the lookup.
@@ -29,6 +30,7 @@ struct PosLookup
 {
 	Relation	index;
 	IndexScanDesc scan;
+	Snapshot	first;			/* keeps places, see above */
 	Snapshot	snapshot;
 	TupleTableSlot *slot;
 	MemoryContext context;
@@ -137,7 +139,7 @@ pos_lookup_open(PosModel *model)
 		init_key(lookup, i);
 	}
 	lookup->slot = table_slot_create(model->rel, NULL);
-	lookup->snapshot = RegisterSnapshot(GetTransactionSnapshot());
+	lookup->first = lookup->snapshot = RegisterSnapshot(GetTransactionSnapshot());
 	lookup->scan = pos_compat_beginscan(model->rel, index, lookup->snapshot,
 										model->nkey);
 	return lookup;
@@ -165,16 +167,23 @@ pos_lookup_find(PosLookup *lookup, Datum *key)
 	return found ? lookup->slot : NULL;
 }
 
-/* Has the lookup see what others have committed by now. */
-void
+/*
+ * Has the lookup see what others have committed by now.  Returns false in a
+ * transaction that sees all at one moment.
+ */
+bool
 pos_lookup_renew(PosLookup *lookup)
 {
 	Snapshot	old = lookup->snapshot;
 
+	if (IsolationUsesXactSnapshot())
+		return false;
 	ExecClearTuple(lookup->slot);
 	lookup->snapshot = RegisterSnapshotOnOwner(GetLatestSnapshot(), lookup->owner);
 	lookup->scan->xs_snapshot = lookup->snapshot;
-	UnregisterSnapshotFromOwner(old, lookup->owner);
+	if (old != lookup->first)
+		UnregisterSnapshotFromOwner(old, lookup->owner);
+	return true;
 }
 
 /* Closes all that pos_lookup_open has opened; NULL is nothing. */
@@ -186,6 +195,8 @@ pos_lookup_close(PosLookup *lookup)
 	ExecDropSingleTupleTableSlot(lookup->slot);
 	index_endscan(lookup->scan);
 	index_close(lookup->index, AccessShareLock);
-	UnregisterSnapshotFromOwner(lookup->snapshot, lookup->owner);
+	if (lookup->snapshot != lookup->first)
+		UnregisterSnapshotFromOwner(lookup->snapshot, lookup->owner);
+	UnregisterSnapshotFromOwner(lookup->first, lookup->owner);
 	pfree(lookup);
 }

@@ -13,7 +13,7 @@ typedef struct PosLookup PosLookup;
 extern bool pos_lookup_possible(PosModel *model);
 extern PosLookup *pos_lookup_open(PosModel *model);
 extern TupleTableSlot *pos_lookup_find(PosLookup *lookup, Datum *key);
-extern void pos_lookup_renew(PosLookup *lookup);
+extern bool pos_lookup_renew(PosLookup *lookup);
 extern void pos_lookup_close(PosLookup *lookup);
 
 #endif							/* POSSYNC_LOOKUP_H */

@@ -277,6 +277,27 @@ pulled('stock', 'ok|0|0|1|1|0', 'who may update exactly those', 'SET ROLE cashie
 here(q(REVOKE SELECT ON stock FROM cashier; GRANT SELECT (id, price, code) ON stock TO cashier));
 pulled('stock', 'failed|0|0|0|0|0|42501', 'who may not see all of them', 'SET ROLE cashier;');
 
+# What a match finds may have been made after the first row was looked up
+here(<<'EOC');
+CREATE SEQUENCE waited;
+CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM nextval('waited'), pg_advisory_xact_lock_shared(1);
+	RETURN NULL;
+END $$;
+CREATE TRIGGER wait AFTER UPDATE ON stock FOR EACH ROW WHEN (NEW.code = 'a') EXECUTE FUNCTION wait();
+EOC
+there(q(UPDATE stock SET price = price + 1 WHERE code = 'a'; INSERT INTO stock (code, price) VALUES ('c', 1)));
+$seller->run('BEGIN; SELECT pg_advisory_xact_lock(1)');
+$puller->start_sql("SELECT $did FROM possync_pull('stock')");
+$puller->wait_until("wait_event_type = 'Lock'");
+$seller->run(q(INSERT INTO stock (code, mine) VALUES ('c', 7); COMMIT));
+($out, $err) = $puller->answer;
+is($out, 'ok|0|1|2|1|0', 'a row that is made while we pull is matched') || diag $err;
+is(here(q(SELECT price, mine FROM stock WHERE code = 'c')), '1|7', 'and updated');
+is(here('SELECT last_value FROM waited'), '1', 'at the first attempt');
+here('DROP TRIGGER wait ON stock');
+
 $_->quit for $seller, $puller, $third;
 unlike(slurp_file($till->logfile), qr/leak|PANIC|TRAP|signal 11|XX000/, 'nothing leaked');
 
