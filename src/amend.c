@@ -19,7 +19,6 @@
 #include "commands/trigger.h"
 #include "compat.h"
 #include "executor/executor.h"
-#include "executor/nodeModifyTable.h"
 #include "lookup.h"
 #include "miscadmin.h"
 #include "run.h"
@@ -135,21 +134,6 @@ fill_slot(Amendment *amendment, TupleTableSlot *stored, Datum *values,
 	slot->tts_tableOid = RelationGetRelid(model->rel);
 }
 
-/* Checks the new row and fills in what the table computes. */
-static void
-complete_slot(Amendment *amendment)
-{
-	PosTarget  *target = &amendment->target;
-	TupleConstr *constraints = RelationGetDescr(target->rel)->constr;
-
-	if (constraints == NULL)
-		return;
-	if (constraints->has_generated_stored)
-		ExecComputeStoredGenerated(target->info, target->estate,
-								   amendment->slot, CMD_UPDATE);
-	ExecConstraints(target->info, amendment->slot, target->estate);
-}
-
 /*
  * Puts the new row into the place of the stored one, at tid.  Returns false if
  * somebody has changed or deleted that in the meantime.
@@ -214,7 +198,7 @@ amend_row(Amendment *amendment, ItemPointer seen, Datum *values, bool *nulls)
 		if (pos_amend_is_same(amendment->model, stored, values, nulls))
 			return true;
 		fill_slot(amendment, stored, values, nulls);
-		complete_slot(amendment);
+		pos_target_complete(&amendment->target, amendment->slot, CMD_UPDATE);
 		if (replace_row(amendment, &tid))
 			return true;
 		(void) pos_lookup_renew(amendment->lookup);

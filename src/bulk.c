@@ -25,7 +25,6 @@
 #include "commands/trigger.h"
 #include "compat.h"
 #include "executor/executor.h"
-#include "executor/nodeModifyTable.h"
 #include "miscadmin.h"
 #include "optimizer/optimizer.h"
 #include "rebuild.h"
@@ -295,13 +294,7 @@ pos_bulk_put(PosBulk *bulk, Datum *values, bool *nulls)
 	slot->tts_tableOid = RelationGetRelid(bulk->target.rel);
 
 	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(bulk->target.estate));
-	if (bulk->target.rel->rd_att->constr != NULL)
-	{
-		if (bulk->target.rel->rd_att->constr->has_generated_stored)
-			ExecComputeStoredGenerated(bulk->target.info, bulk->target.estate, slot,
-									   CMD_INSERT);
-		ExecConstraints(bulk->target.info, slot, bulk->target.estate);
-	}
+	pos_target_complete(&bulk->target, slot, CMD_INSERT);
 	MemoryContextSwitchTo(old);
 	bulk->nbytes += ExecFetchSlotHeapTuple(slot, true, NULL)->t_len;
 	bulk->nrows++;

@@ -11,6 +11,7 @@
 #include "access/xlog.h"
 #include "compat.h"
 #include "executor/executor.h"
+#include "executor/nodeModifyTable.h"
 #include "nodes/makefuncs.h"
 #include "target.h"
 
@@ -34,6 +35,20 @@ pos_target_open(PosTarget *target, Relation rel, CmdType command,
 	pos_compat_check_target(target->info, command);
 	ExecOpenIndices(target->info, false);
 	MemoryContextSwitchTo(old);
+}
+
+/* Fills in what the table computes of a new row, and checks it. */
+void
+pos_target_complete(PosTarget *target, TupleTableSlot *slot, CmdType command)
+{
+	TupleConstr *constraints = RelationGetDescr(target->rel)->constr;
+
+	if (constraints != NULL && constraints->has_generated_stored)
+		ExecComputeStoredGenerated(target->info, target->estate, slot, command);
+	if (constraints != NULL)
+		ExecConstraints(target->info, slot, target->estate);
+	if (target->rel->rd_rel->relispartition)
+		(void) ExecPartitionCheck(target->info, slot, target->estate, true);
 }
 
 /* Closes all but the relation. */

@@ -18,6 +18,8 @@ typedef struct PosTarget
 /* in target.c */
 extern void pos_target_open(PosTarget *target, Relation rel, CmdType command,
 							Bitmapset *updated);
+extern void pos_target_complete(PosTarget *target, TupleTableSlot *slot,
+								CmdType command);
 extern void pos_target_close(PosTarget *target);
 extern void pos_target_log(void);
 

@@ -298,6 +298,19 @@ is(here(q(SELECT price, mine FROM stock WHERE code = 'c')), '1|7', 'and updated'
 is(here('SELECT last_value FROM waited'), '1', 'at the first attempt');
 here('DROP TRIGGER wait ON stock');
 
+# A table that has become a partition keeps to its bounds
+here(<<'EOC');
+CREATE TABLE whole (LIKE stock INCLUDING GENERATED) PARTITION BY RANGE (price);
+ALTER TABLE whole ATTACH PARTITION stock FOR VALUES FROM (0) TO (100);
+EOC
+there(q(UPDATE stock SET price = 1000 WHERE code = 'a'; UPDATE stock SET price = 50 WHERE code = 'b'; INSERT INTO stock (code, price) VALUES ('e', 1000), ('f', 5)));
+pulled('stock', 'ok|1|0|1|1|2', 'a partition');
+is(here('SELECT count(*) FROM stock WHERE price NOT BETWEEN 0 AND 100'), '0', 'has no row that belongs elsewhere');
+is(here(q(SELECT string_agg(substring(message FROM 'violates partition constraint'), ', ') FROM synchronize_quarantine)),
+	'violates partition constraint, violates partition constraint', 'they wait');
+here('ALTER TABLE whole DETACH PARTITION stock');
+pulled('stock', 'ok|1|0|1|3|0', 'and come when it is none');
+
 $_->quit for $seller, $puller, $third;
 unlike(slurp_file($till->logfile), qr/leak|PANIC|TRAP|signal 11|XX000/, 'nothing leaked');
 
