@@ -25,6 +25,7 @@
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
+#include "utils/typcache.h"
 
 struct PosLookup
 {
@@ -50,7 +51,26 @@ key_part(PosModel *model, AttrNumber attnum)
 	return -1;
 }
 
-/* Whether an index finds at most one row by the key of a model. */
+/* Returns what a column of an index calls equal. */
+static Oid
+equality(Relation index, int column)
+{
+	Oid			type = index->rd_opcintype[column];
+
+	return get_opfamily_member(index->rd_opfamily[column], type, type,
+							   BTEqualStrategyNumber);
+}
+
+/* Whether a column of an index calls equal what SQL does of a part of the key. */
+static bool
+is_equal(PosField *field, Relation index, int column)
+{
+	return index->rd_indcollation[column] == field->collation &&
+		equality(index, column) == lookup_type_cache(field->type,
+													 TYPECACHE_EQ_OPR)->eq_opr;
+}
+
+/* Whether an index finds at most one row by the key of a model, and the right one. */
 static bool
 serves(PosModel *model, Relation index)
 {
@@ -62,8 +82,12 @@ serves(PosModel *model, Relation index)
 		RelationGetIndexPredicate(index) != NIL)
 		return false;
 	for (int i = 0; i < form->indnkeyatts; i++)
-		if (key_part(model, form->indkey.values[i]) < 0)
+	{
+		int			part = key_part(model, form->indkey.values[i]);
+
+		if (part < 0 || !is_equal(model->key[part], index, i))
 			return false;
+	}
 	return true;
 }
 
@@ -102,18 +126,11 @@ static void
 init_key(PosLookup *lookup, int column)
 {
 	Relation	index = lookup->index;
-	Oid			family = index->rd_opfamily[column];
-	Oid			type = index->rd_opcintype[column];
-	Oid			operator = get_opfamily_member(family, type, type,
-											   BTEqualStrategyNumber);
 
-	if (!OidIsValid(operator))
-		elog(ERROR, "missing operator %d(%u,%u) in opfamily %u",
-			 BTEqualStrategyNumber, type, type, family);
 	ScanKeyEntryInitialize(&lookup->keys[column], 0, column + 1,
 						   BTEqualStrategyNumber, InvalidOid,
 						   index->rd_indcollation[column],
-						   get_opcode(operator), (Datum) 0);
+						   get_opcode(equality(index, column)), (Datum) 0);
 }
 
 /*

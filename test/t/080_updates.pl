@@ -311,6 +311,18 @@ is(here(q(SELECT string_agg(substring(message FROM 'violates partition constrain
 here('ALTER TABLE whole DETACH PARTITION stock');
 pulled('stock', 'ok|1|0|1|3|0', 'and come when it is none');
 
+# Another unique index may call equal what the key does not
+there(q(CREATE TABLE loose (code text PRIMARY KEY, price int); INSERT INTO loose VALUES ('a', 1), ('b', 1)));
+here(q(CREATE COLLATION blind (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+	CREATE TABLE loose (code text NOT NULL, price int); CREATE UNIQUE INDEX aaa ON loose (code COLLATE blind);
+	ALTER TABLE loose ADD PRIMARY KEY (code);
+	SELECT FROM possync_add_model('loose', server => 'hq')));
+pulled('loose', 'ok|2|0|0|0|0', 'two unique indexes');
+here(q(UPDATE loose SET code = 'A' WHERE code = 'a'));
+there(q(UPDATE loose SET price = 2));
+pulled('loose', 'ok|0|0|1|0|1', 'a row that is not there');
+is(here('SELECT string_agg(code || price, $$,$$ ORDER BY price) FROM loose'), 'A1,b2', 'another one is not taken for it');
+
 $_->quit for $seller, $puller, $third;
 unlike(slurp_file($till->logfile), qr/leak|PANIC|TRAP|signal 11|XX000/, 'nothing leaked');
 
