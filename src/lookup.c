@@ -13,9 +13,11 @@
 #include "possync.h"
 
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/nbtree.h"
 #include "access/relscan.h"
 #include "access/tableam.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
@@ -70,6 +72,15 @@ is_equal(PosField *field, Relation index, int column)
 													 TYPECACHE_EQ_OPR)->eq_opr;
 }
 
+/* Whether an index knows of the rows that old snapshots see, as the planner asks. */
+static bool
+knows_old_rows(Relation index)
+{
+	return !index->rd_index->indcheckxmin ||
+		TransactionIdPrecedes(HeapTupleHeaderGetXmin(index->rd_indextuple->t_data),
+							  TransactionXmin);
+}
+
 /* Whether an index finds at most one row by the key of a model, and the right one. */
 static bool
 serves(PosModel *model, Relation index)
@@ -79,7 +90,7 @@ serves(PosModel *model, Relation index)
 	if (!form->indisunique || !form->indimmediate || !form->indisvalid ||
 		!form->indisready || index->rd_rel->relam != BTREE_AM_OID ||
 		form->indnkeyatts != model->nkey ||
-		RelationGetIndexPredicate(index) != NIL)
+		RelationGetIndexPredicate(index) != NIL || !knows_old_rows(index))
 		return false;
 	for (int i = 0; i < form->indnkeyatts; i++)
 	{
