@@ -54,7 +54,8 @@ is_in(PosBatch *batch, int64 txid)
  * The search begins at *from, which is moved forward: what is behind it is in
  * the queue no more, and a long queue is not full of dead entries that each
  * search has to pass.  A transaction that appears behind it is found by a
- * search from 0.  It ends at to.
+ * search from 0.  It ends at to.  What is held is read beside the queue, in the
+ * same order, and no further.
  */
 int
 pos_batch_pick(PosRun *run, PosBatch *flying, int entries, int64 bytes,
@@ -73,21 +74,23 @@ pos_batch_pick(PosRun *run, PosBatch *flying, int entries, int64 bytes,
 	int64		size = 0;
 	bool		partial = false;
 
-	n = pos_store_execute("WITH seen AS MATERIALIZED (SELECT txid, id,"
-						  " pg_column_size(image) AS size"
-						  " FROM @.synchronize_queue"
-						  " WHERE txid >= $3 AND txid <= $4"
-						  " AND model = ANY ($1) AND txid <> ALL"
-						  " (ARRAY(SELECT txid FROM @.synchronize_held))"
-						  " ORDER BY txid, id LIMIT $2),"
-						  " every AS (SELECT txid, max(id) AS last,"
-						  " sum(size)::int8 AS size FROM seen GROUP BY txid)"
-						  " SELECT txid, size, EXISTS"
-						  " (SELECT 1 FROM @.synchronize_queue q"
-						  " WHERE q.txid = every.txid AND q.id > last"
-						  " AND model = ANY ($1)),"
-						  " (SELECT count(*) FROM seen) = $2 FROM every"
-						  " ORDER BY txid", 4, types, values, NULL);
+	n = pos_store_execute_as(POS_PLAN_MERGE,
+							 "WITH seen AS MATERIALIZED (SELECT q.txid, q.id,"
+							 " pg_column_size(q.image) AS size"
+							 " FROM @.synchronize_queue q"
+							 " WHERE q.txid >= $3 AND q.txid <= $4"
+							 " AND q.model = ANY ($1) AND NOT EXISTS"
+							 " (SELECT 1 FROM @.synchronize_held h"
+							 " WHERE h.txid = q.txid AND h.txid >= $3)"
+							 " ORDER BY q.txid, q.id LIMIT $2),"
+							 " every AS (SELECT txid, max(id) AS last,"
+							 " sum(size)::int8 AS size FROM seen GROUP BY txid)"
+							 " SELECT txid, size, EXISTS"
+							 " (SELECT 1 FROM @.synchronize_queue q"
+							 " WHERE q.txid = every.txid AND q.id > last"
+							 " AND model = ANY ($1)),"
+							 " (SELECT count(*) FROM seen) = $2 FROM every"
+							 " ORDER BY txid", 4, types, values, NULL);
 	*txids = palloc(Max(n, 1) * sizeof(Datum));
 	for (uint64 i = 0; i < n; i++)
 	{

@@ -155,6 +155,23 @@ get_plan(const char *sql, int nargs, Oid *types)
 	return entry->plan;
 }
 
+/* Leaves the planner the ways that a statement is to be planned in. */
+static void
+pin_plan(PosStorePlan how)
+{
+	static const char *const others[][5] = {
+		[POS_PLAN_LOOK_UP] = {"enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"},
+		[POS_PLAN_MERGE] = {"enable_seqscan", "enable_bitmapscan", "enable_hashjoin",
+		"enable_nestloop", "jit"}
+	};
+
+	if (how == POS_PLAN_ANY)
+		return;
+	for (int i = 0; i < lengthof(others[how]) && others[how][i] != NULL; i++)
+		(void) set_config_option(others[how][i], "off", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+}
+
 /*
  * Runs one statement on possync's own tables, written with "@." for the
  * extension's schema.  sql must be a string constant: its address is what the
@@ -165,6 +182,18 @@ uint64
 pos_store_execute(const char *sql, int nargs, Oid *types, Datum *values,
 				  const char *nulls)
 {
+	return pos_store_execute_as(POS_PLAN_ANY, sql, nargs, types, values, nulls);
+}
+
+/*
+ * Does the same with a plan that statistics have no say in: they may be missing, or
+ * of a time when the table was small, and the plan is kept while it grows.  It is
+ * pinned in every execution, for any may plan anew.
+ */
+uint64
+pos_store_execute_as(PosStorePlan how, const char *sql, int nargs, Oid *types,
+					 Datum *values, const char *nulls)
+{
 	Oid			saved_user;
 	int			saved_context;
 	int			nestlevel = NewGUCNestLevel();
@@ -174,6 +203,7 @@ pos_store_execute(const char *sql, int nargs, Oid *types, Datum *values,
 	(void) set_config_option("search_path", "pg_catalog, pg_temp",
 							 PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
+	pin_plan(how);
 	pos_store_as_owner(pos_store_relid("synchronize_model"), &saved_user,
 					   &saved_context);
 	rc = SPI_execute_plan(get_plan(sql, nargs, types), values, nulls, false, 0);
