@@ -235,12 +235,12 @@ key_array(bool is_int, int n, Datum *keys)
 										   TYPALIGN_INT));
 }
 
-/* Remembers which rows of a model got their keys in batches still open. */
-static void
-remember_unsure(PosPush *push, PosModel *model, PosBatch *batch)
+/* Adds the rows of a model that have a flag, if any, to a list. */
+static List *
+add_flagged(List *list, PosModel *model, int flag)
 {
 	bool		is_int = model->local_int;
-	PosUnsure  *unsure;
+	PosBatchKeys *flagged;
 	Datum	   *keys = palloc(pos_rowset_count(model->outgoing->rows) * sizeof(Datum));
 	int			n = 0;
 	Datum	   *values;
@@ -248,16 +248,36 @@ remember_unsure(PosPush *push, PosModel *model, PosBatch *batch)
 
 	pos_rowset_rewind(model->outgoing->rows);
 	while (pos_rowset_next(model->outgoing->rows, &values, &nulls))
-		if (DatumGetInt64(values[POS_STAGE_OLD]) & POS_ROW_UNSURE)
+		if (DatumGetInt64(values[POS_STAGE_OLD]) & flag)
 			keys[n++] = is_int ? values[POS_STAGE_LOCAL] :
 				PointerGetDatum(PG_DETOAST_DATUM_COPY(values[POS_STAGE_LOCAL]));
-	if (n == 0)
-		return;
-	push->sent_again = true;
-	unsure = palloc(sizeof(PosUnsure));
-	unsure->model = model;
-	unsure->keys = key_array(is_int, n, keys);
-	batch->unsure = lappend(batch->unsure, unsure);
+	if (n > 0)
+	{
+		flagged = palloc(sizeof(PosBatchKeys));
+		flagged->model = model;
+		flagged->keys = key_array(is_int, n, keys);
+		list = lappend(list, flagged);
+	}
+	pfree(keys);
+	return list;
+}
+
+/*
+ * Runs a statement on the translations of rows: $1 is the number of a batch, $2 their
+ * model, $3 their keys.  There is one for either form of keys.
+ */
+static void
+execute_for_keys(PosBatch *batch, PosBatchKeys *rows, const char *sql,
+				 const char *sql_text)
+{
+	bool		is_int = rows->model->local_int;
+	Oid			types[] = {INT4OID, INT2OID, is_int ? INT8ARRAYOID : TEXTARRAYOID};
+	Datum		values[] = {
+		Int32GetDatum(batch->id), Int16GetDatum(rows->model->id), rows->keys
+	};
+
+	pos_store_execute_as(POS_PLAN_LOOK_UP, is_int ? sql : sql_text, 3, types, values,
+						 NULL);
 }
 
 /* Lets the keys that rows got in open batches belong to one that arrived. */
@@ -267,22 +287,11 @@ take_over(PosBatch *batch)
 	ListCell   *lc;
 
 	foreach(lc, batch->unsure)
-	{
-		PosUnsure  *unsure = lfirst(lc);
-		bool		is_int = unsure->model->local_int;
-		Oid			types[] = {INT4OID, INT2OID, is_int ? INT8ARRAYOID : TEXTARRAYOID};
-		Datum		values[] = {
-			Int32GetDatum(batch->id), Int16GetDatum(unsure->model->id),
-			unsure->keys
-		};
-
-		pos_store_execute(is_int ?
-						  "UPDATE @.synchronize_translation SET run = $1"
-						  " WHERE model = $2 AND local_key = ANY ($3)" :
-						  "UPDATE @.synchronize_translation SET run = $1"
-						  " WHERE model = $2 AND local_key_text = ANY ($3)",
-						  3, types, values, NULL);
-	}
+		execute_for_keys(batch, lfirst(lc),
+						 "UPDATE @.synchronize_translation SET run = $1"
+						 " WHERE model = $2 AND local_key = ANY ($3)",
+						 "UPDATE @.synchronize_translation SET run = $1"
+						 " WHERE model = $2 AND local_key_text = ANY ($3)");
 }
 
 /* Rows of a model that are translated into one remote key are so into another. */
@@ -306,7 +315,10 @@ pos_batch_learn(PosModel *model, int n, Datum *given, Datum *got)
 					  3, types, values, NULL);
 }
 
-/* Notes that a batch is on its way: translations of this run are not sure. */
+/*
+ * Notes that a batch is on its way: translations of this run are not sure.  Which they
+ * are is remembered, for they cannot be looked up by their run.
+ */
 void
 pos_batch_open(PosRun *run, PosBatch *batch, int32 history)
 {
@@ -321,7 +333,12 @@ pos_batch_open(PosRun *run, PosBatch *batch, int32 history)
 	pos_store_execute("INSERT INTO @.synchronize_batch (id, run, server, last_txid)"
 					  " VALUES ($1, $2, $3, $4)", 4, types, values, NULL);
 	foreach(lc, batch->models)
-		remember_unsure(run->whole, lfirst(lc), batch);
+	{
+		batch->unsure = add_flagged(batch->unsure, lfirst(lc), POS_ROW_UNSURE);
+		batch->made = add_flagged(batch->made, lfirst(lc), POS_ROW_CREATED);
+	}
+	if (batch->unsure != NIL)
+		run->whole->sent_again = true;
 }
 
 /* The batch has arrived: its entries leave the queue, and it is closed. */
@@ -345,17 +362,22 @@ pos_batch_confirm(PosRun *run, PosBatch *batch)
 }
 
 /*
- * The remote has refused the batch of this number: none of the keys made for it
- * is in use there, and one of them may be somebody else's.
+ * The remote has refused a batch: none of the keys made for it is in use there, and
+ * one of them may be somebody else's.
  */
 void
-pos_batch_refused(int32 id)
+pos_batch_refused(PosBatch *batch)
 {
 	Oid			types[] = {INT4OID};
-	Datum		values[] = {Int32GetDatum(id)};
+	Datum		values[] = {Int32GetDatum(batch->id)};
+	ListCell   *lc;
 
-	pos_store_execute("DELETE FROM @.synchronize_translation"
-					  " WHERE run = $1 AND decision = 'c'", 1, types, values, NULL);
+	foreach(lc, batch->made)
+		execute_for_keys(batch, lfirst(lc),
+						 "DELETE FROM @.synchronize_translation WHERE run = $1"
+						 " AND decision = 'c' AND model = $2 AND local_key = ANY ($3)",
+						 "DELETE FROM @.synchronize_translation WHERE run = $1"
+						 " AND decision = 'c' AND model = $2 AND local_key_text = ANY ($3)");
 	pos_store_execute("DELETE FROM @.synchronize_batch WHERE id = $1",
 					  1, types, values, NULL);
 }

@@ -173,7 +173,7 @@ pos_flight_failed(PosPush *push)
 	if (push->pending || flight->arrived)
 		return;
 	pos_transaction_begin();
-	pos_batch_refused(flight->batch.id);
+	pos_batch_refused(&flight->batch);
 	pos_transaction_commit();
 }
 

@@ -67,15 +67,18 @@ typedef struct PosBatch
 	PosModel  **order;			/* model of every entry, to go in order; NULL
 								 * if that is ignored */
 	List	   *models;			/* of PosModel: those with rows, parents first */
-	List	   *unsure;			/* of PosUnsure */
+	List	   *unsure;			/* of PosBatchKeys: rows that got their keys
+								 * in batches that are still open */
+	List	   *made;			/* of PosBatchKeys: rows that got them in this
+								 * one */
 } PosBatch;
 
-/* Rows of a model that got their keys in batches that are still open */
-typedef struct PosUnsure
+/* Rows of a model */
+typedef struct PosBatchKeys
 {
 	PosModel   *model;
-	Datum		keys;			/* int8[] or text[] */
-} PosUnsure;
+	Datum		keys;			/* local ones, int8[] or text[] */
+} PosBatchKeys;
 
 /*
  * Up to which number of a transaction the queue is complete: nobody who runs can
@@ -201,7 +204,7 @@ extern void pos_batch_load_open(PosRun *run);
 extern void pos_batch_open(PosRun *run, PosBatch *batch, int32 history);
 extern void pos_batch_confirm(PosRun *run, PosBatch *batch);
 extern void pos_batch_learn(PosModel *model, int n, Datum *given, Datum *got);
-extern void pos_batch_refused(int32 id);
+extern void pos_batch_refused(PosBatch *batch);
 
 /* in flight.c */
 extern void pos_flight_launch(PosPush *push, PosFlight *flight);

@@ -13,8 +13,18 @@ use Time::HiRes qw(time);
 my $master = Possync->cluster('master');
 my $till = Possync->cluster('till', 'autovacuum = off');
 my $many = 30000;
+my $few = 1000;
 
 sub on_till { return $till->safe_psql('postgres', $_[0]); }
+
+# Rows that were looked at, once every process has told how many
+sub rows_read
+{
+	my ($table) = @_;
+
+	$till->poll_query_until('postgres', q{SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type LIKE 'possync%')}) or die 'a push does not end';
+	return on_till("SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE relid = '$table'::regclass");
+}
 
 sales_master($master);
 sales_till($till, $master->port, first_key => 1);
@@ -22,10 +32,22 @@ on_till('ANALYZE');
 on_till("SELECT sell('S' || i, NULL, 2) FROM generate_series(1, 20) i");
 is(push_sales($till), 'ok', 'sales');
 
+# Translations, where the master refuses a sale
+on_till(<<"EOC");
+INSERT INTO synchronize_translation (model, decision, run, remote_key, local_key)
+SELECT id, 'c', 1, 100000000 + i, 100000000 + i FROM generate_series(1, $many) i, synchronize_model WHERE name = 'sale_line';
+EOC
+$master->safe_psql('postgres', 'ALTER TABLE sale ADD CHECK (number <> $$bad$$)');
+on_till("SELECT sell('$_', NULL, 2)") for qw(good bad fine);
+my $before = rows_read('synchronize_translation');
+is(push_sales($till), 'ok', 'one of three sales is refused');
+cmp_ok(rows_read('synchronize_translation') - $before, '<', $few, 'and other translations are not read to forget its keys');
+is(on_till('SELECT string_agg(number, $$ $$ ORDER BY number) FROM sale s WHERE NOT EXISTS (SELECT FROM synchronize_translation t JOIN synchronize_model m ON m.id = t.model WHERE m.name = $$sale$$ AND t.local_key = s.id)'), 'bad', 'which are forgotten');
+is(on_till('SELECT count(*) FROM sale_line l WHERE NOT EXISTS (SELECT FROM synchronize_translation t JOIN synchronize_model m ON m.id = t.model WHERE m.name = $$sale_line$$ AND t.local_key = l.id)'), '2', 'with those of its lines, and no others');
+
 # Held transactions, in a push
 on_till(<<"EOC");
-INSERT INTO synchronize_quarantine (model, direction, local_key, txid, reason, message, run, retry_at)
-SELECT id, 'push', 1, 1, 'error', 'refused', 1, 'infinity' FROM synchronize_model WHERE name = 'sale';
+UPDATE synchronize_quarantine SET retry_at = 'infinity';
 SELECT setval('synchronize_queue_txid_seq', 2000 + $many);
 INSERT INTO synchronize_queue (txid, id, model, operation, local_key, image, queued_at)
 SELECT 1000 + i, 1, m.id, 'i', 100000000 + i, json_build_object('id', 100000000 + i, 'number', 'H' || i, 'sold_at', now(), 'total', 40), now()
