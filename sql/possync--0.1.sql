@@ -152,6 +152,7 @@ CREATE TABLE @extschema@.synchronize_history (
 );
 
 CREATE INDEX synchronize_history_model ON @extschema@.synchronize_history (server, model, direction, id);
+CREATE INDEX synchronize_history_running ON @extschema@.synchronize_history (server, direction) WHERE status = 'running';
 
 COMMENT ON TABLE @extschema@.synchronize_history IS 'one row for every run';
 COMMENT ON COLUMN @extschema@.synchronize_history.runs IS 'how many scheduled runs in a row it stands for, of which none found anything';

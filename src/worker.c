@@ -168,10 +168,11 @@ start(PosPush *push)
 	values[0] = Int32GetDatum(push->history);
 	values[1] = CStringGetTextDatum(push->root);
 	values[2] = CStringGetTextDatum(push->server);
-	pos_store_execute("UPDATE @.synchronize_history SET status = 'interrupted',"
-					  " finished_at = pg_catalog.clock_timestamp()"
-					  " WHERE status = 'running' AND direction = 'push'"
-					  " AND server = $1", 1, types + 1, values + 2, NULL);
+	pos_store_execute_as(POS_PLAN_LOOK_UP,
+						 "UPDATE @.synchronize_history SET status = 'interrupted',"
+						 " finished_at = pg_catalog.clock_timestamp()"
+						 " WHERE status = 'running' AND direction = 'push'"
+						 " AND server = $1", 1, types + 1, values + 2, NULL);
 	pos_store_execute("INSERT INTO @.synchronize_history"
 					  " (id, model, server, direction, status, started_at)"
 					  " OVERRIDING SYSTEM VALUE VALUES"

@@ -45,6 +45,19 @@ cmp_ok(rows_read('synchronize_translation') - $before, '<', $few, 'and other tra
 is(on_till('SELECT string_agg(number, $$ $$ ORDER BY number) FROM sale s WHERE NOT EXISTS (SELECT FROM synchronize_translation t JOIN synchronize_model m ON m.id = t.model WHERE m.name = $$sale$$ AND t.local_key = s.id)'), 'bad', 'which are forgotten');
 is(on_till('SELECT count(*) FROM sale_line l WHERE NOT EXISTS (SELECT FROM synchronize_translation t JOIN synchronize_model m ON m.id = t.model WHERE m.name = $$sale_line$$ AND t.local_key = l.id)'), '2', 'with those of its lines, and no others');
 
+# Runs of another tree, in a push
+on_till(<<"EOC");
+INSERT INTO synchronize_history (model, server, direction, status, started_at, finished_at)
+SELECT 'busy', 'hq', 'push', 'ok', now(), now() FROM generate_series(1, $many) i;
+EOC
+$before = rows_read('synchronize_history');
+is(push_sales($till), 'ok', 'a push');
+cmp_ok(rows_read('synchronize_history') - $before, '<', $few, 'does not read what other runs left in history');
+on_till("INSERT INTO synchronize_history (model, server, direction, status, started_at) VALUES ('sale', 'hq', 'push', 'running', now()), ('sale', 'elsewhere', 'push', 'running', now())");
+is(push_sales($till), 'ok', 'another');
+is(on_till("SELECT string_agg(server || ' ' || status, ', ' ORDER BY id) FROM synchronize_history WHERE status IN ('running', 'interrupted')"),
+	'hq interrupted, elsewhere running', 'finds one that seems to run at its server');
+
 # Held transactions, in a push
 on_till(<<"EOC");
 UPDATE synchronize_quarantine SET retry_at = 'infinity';
