@@ -151,7 +151,9 @@ CREATE TABLE @extschema@.synchronize_history (
 	runs integer NOT NULL DEFAULT 1
 );
 
-CREATE INDEX synchronize_history_model ON @extschema@.synchronize_history (server, model, direction, id);
+-- The last run of a tree that was well, and the last that was not, see possync_status:
+-- no other index has this order, so this one is taken, whatever statistics say.
+CREATE INDEX synchronize_history_last ON @extschema@.synchronize_history (server, model, direction, (status = 'ok'), (-id));
 CREATE INDEX synchronize_history_running ON @extschema@.synchronize_history (server, direction) WHERE status = 'running';
 
 COMMENT ON TABLE @extschema@.synchronize_history IS 'one row for every run';
@@ -2722,18 +2724,21 @@ CREATE VIEW @extschema@.possync_status WITH (security_barrier) AS
 	LEFT JOIN pg_catalog.pg_class c ON c.oid = m.relation
 	LEFT JOIN @extschema@.synchronize_schedule s ON s.model = m.id AND s.direction = d.direction
 	LEFT JOIN LATERAL
-		(SELECT h.status, h.sqlstate, h.error FROM @extschema@.synchronize_history h
-		 WHERE h.server = m.server AND h.model = m.name AND h.direction = d.direction
-		 ORDER BY h.id DESC LIMIT 1) last ON true
-	LEFT JOIN LATERAL
-		(SELECT h.position, h.clock_offset, h.finished_at, h.models FROM @extschema@.synchronize_history h
+		(SELECT h.id, h.position, h.clock_offset, h.finished_at, h.models FROM @extschema@.synchronize_history h
 		 WHERE h.server = m.server AND h.model = m.name AND h.direction = d.direction AND h.status = 'ok'
-		 ORDER BY h.id DESC LIMIT 1) complete ON true
+		 ORDER BY -h.id LIMIT 1) complete ON true
+	LEFT JOIN LATERAL
+		(SELECT h.id, h.status, h.sqlstate, h.error FROM @extschema@.synchronize_history h
+		 WHERE h.server = m.server AND h.model = m.name AND h.direction = d.direction
+		 ORDER BY h.status = 'ok', -h.id LIMIT 1) trouble ON true
+	LEFT JOIN LATERAL
+		(SELECT trouble.status, trouble.sqlstate, trouble.error
+		 WHERE trouble.id > coalesce(complete.id, 0)) last ON true
 	LEFT JOIN LATERAL
 		(SELECT sum(q.entries) AS entries, sum(q.held) AS held, min(q.oldest) AS oldest
 		 FROM @extschema@.possync_queue_depth q
 		 WHERE q.server = m.server AND d.direction = 'push') queue ON true
-	WHERE s.model IS NOT NULL OR last.status IS NOT NULL;
+	WHERE s.model IS NOT NULL OR trouble.id IS NOT NULL;
 COMMENT ON COLUMN @extschema@.possync_status.exact_by IS 'why nothing is missed, of the table of the tree where that is worth least: overlap, running transactions, comparison, log';
 COMMENT ON VIEW @extschema@.possync_status IS 'how every tree is doing in every direction: state, complete up to, lag, queue, last success and error, next run';
 GRANT SELECT ON @extschema@.possync_status TO PUBLIC;

@@ -26,6 +26,17 @@ sub rows_read
 	return on_till("SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE relid = '$table'::regclass");
 }
 
+# What it takes to look at possync_status
+sub status_reads
+{
+	return on_till(<<'EOC');
+BEGIN;
+SELECT format('%s %s %s', model, failures, last_success) FROM possync_status WHERE direction = 'pull' ORDER BY model;
+SELECT 'reads ' || seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relid = 'synchronize_history'::regclass;
+COMMIT;
+EOC
+}
+
 sales_master($master);
 sales_till($till, $master->port, first_key => 1);
 on_till('ANALYZE');
@@ -57,6 +68,27 @@ on_till("INSERT INTO synchronize_history (model, server, direction, status, star
 is(push_sales($till), 'ok', 'another');
 is(on_till("SELECT string_agg(server || ' ' || status, ', ' ORDER BY id) FROM synchronize_history WHERE status IN ('running', 'interrupted')"),
 	'hq interrupted, elsewhere running', 'finds one that seems to run at its server');
+
+# The last run of every tree: of one that ran long ago, of one that fails since long
+on_till(<<"EOC");
+CREATE TABLE quiet (id integer PRIMARY KEY);
+CREATE TABLE broken (id integer PRIMARY KEY);
+INSERT INTO synchronize_model (name, relation, server, remote, key_columns)
+VALUES ('quiet', 'quiet', 'hq', 'public.quiet', '{id}'), ('broken', 'broken', 'hq', 'public.broken', '{id}');
+INSERT INTO synchronize_history (id, model, server, direction, status, started_at, finished_at)
+OVERRIDING SYSTEM VALUE VALUES (-3, 'quiet', 'hq', 'pull', 'failed', now(), now()), (-2, 'quiet', 'hq', 'pull', 'ok', now(), 'yesterday'),
+	(-1, 'broken', 'hq', 'pull', 'ok', now(), 'yesterday');
+INSERT INTO synchronize_history (model, server, direction, status, started_at, finished_at, error)
+SELECT 'broken', 'hq', 'pull', 'failed', now(), now(), 'no' FROM generate_series(1, $many) i;
+EOC
+for my $when ('since the table was empty', 'now')
+{
+	my ($status, $reads) = status_reads() =~ /^(.*)reads (\d+)$/s;
+	my $yesterday = on_till("SELECT 'yesterday'::timestamptz");
+	is($status, "broken 1 $yesterday\nquiet 0 $yesterday\n", "the last runs, analyzed $when");
+	cmp_ok($reads, '<', 100, 'are found without those between');
+	on_till('ANALYZE');
+}
 
 # Held transactions, in a push
 on_till(<<"EOC");
