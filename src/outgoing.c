@@ -405,7 +405,10 @@ take_needed(PosRun *run, PosModel *model)
 	return true;
 }
 
-/* Loads the keys of rows that held transactions wrote. */
+/*
+ * Loads the keys of rows that held transactions wrote.  These are looked up one by
+ * one, however long the queue is that they are in.
+ */
 static void
 load_held(PosRun *run)
 {
@@ -413,11 +416,13 @@ load_held(PosRun *run)
 	Datum		values[] = {pos_config_ids(run->tree->models)};
 	uint64		n;
 
-	n = pos_store_execute("SELECT DISTINCT model,"
-						  " coalesce(local_key::text, local_key_text)"
-						  " FROM @.synchronize_held h"
-						  " JOIN @.synchronize_queue q USING (txid)"
-						  " WHERE model = ANY ($1)", 1, types, values, NULL);
+	n = pos_store_execute_as(POS_PLAN_LOOK_UP,
+							 "SELECT DISTINCT q.model, q.key FROM @.synchronize_held h,"
+							 " LATERAL (SELECT model,"
+							 " coalesce(local_key::text, local_key_text) AS key"
+							 " FROM @.synchronize_queue WHERE txid = h.txid"
+							 " AND model = ANY ($1) OFFSET 0) q",
+							 1, types, values, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[i];

@@ -20,10 +20,11 @@ sub on_till { return $till->safe_psql('postgres', $_[0]); }
 # Rows that were looked at, once every process has told how many
 sub rows_read
 {
-	my ($table) = @_;
+	my ($table, $ways) = @_;
 
 	$till->poll_query_until('postgres', q{SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type LIKE 'possync%')}) or die 'a push does not end';
-	return on_till("SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE relid = '$table'::regclass");
+	$ways //= 'seq_tup_read + coalesce(idx_tup_fetch, 0)';
+	return on_till("SELECT $ways FROM pg_stat_user_tables WHERE relid = '$table'::regclass");
 }
 
 # What it takes to look at possync_status
@@ -100,9 +101,12 @@ FROM generate_series(1, $many) i, synchronize_model m WHERE name = 'sale';
 INSERT INTO synchronize_held SELECT 1000 + i, q.id FROM generate_series(1, $many) i, synchronize_quarantine q;
 EOC
 on_till("SELECT sell('late', NULL, 2)");
+$before = rows_read('synchronize_queue', 'seq_scan');
 my $start = time;
 is(push_sales($till), 'ok', 'a sale behind held ones');
 cmp_ok(time - $start, '<', 4, 'does not wait until each was compared with each');
 is($master->safe_psql('postgres', q{SELECT number FROM sale WHERE number IN ('late', 'H1')}), 'late', 'and goes alone');
+
+is(rows_read('synchronize_queue', 'seq_scan') - $before, 0, 'nor is the whole queue read to know their rows');
 
 done_testing();
