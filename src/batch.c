@@ -5,6 +5,7 @@
  */
 #include "possync.h"
 
+#include "access/transam.h"
 #include "catalog/pg_type.h"
 #include "push.h"
 #include "store.h"
@@ -150,10 +151,30 @@ get_int64(int column)
 }
 
 /*
+ * Returns up to which transaction all have ended that may add to the queue.  A
+ * snapshot tells which run, but not of those that began after the last one that has
+ * ended: these are all taken to run.
+ */
+static uint64
+oldest_running(PosPush *push)
+{
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {Int64GetDatum(push->caller)};
+
+	pos_store_execute("SELECT coalesce((SELECT min(x::text::int8)"
+					  " FROM pg_snapshot_xip(s) x WHERE x::text::int8 <> $1),"
+					  " CASE WHEN next = $1 THEN next + 1 ELSE next END)"
+					  " FROM pg_current_snapshot() s,"
+					  " LATERAL (SELECT pg_snapshot_xmax(s)::text::int8) n(next)",
+					  1, types, values, NULL);
+	return get_int64(1);
+}
+
+/*
  * Finds out up to which of its numbers the queue is complete.  A transaction has
  * PostgreSQL's number before it takes ours: so who has taken one when the sequence
  * is read has the former below that of any who begin afterwards, and all of ours
- * up to there are seen when the last of those has ended.
+ * up to there are seen when the last of those has ended, at once if nobody runs.
  *
  * The one that waits for this push to end is not waited for.  It may have taken a
  * number, but what it has queued is seen by the next push only, and nobody else
@@ -163,29 +184,22 @@ void
 pos_batch_horizon(PosPush *push)
 {
 	PosHorizon *horizon = &push->horizon;
-	Oid			types[] = {INT8OID};
-	Datum		values[] = {Int64GetDatum(push->caller)};
-	int64		last;
-	uint64		oldest;
+	uint64		oldest = oldest_running(push);
 
-	pos_store_execute("SELECT last_value FROM @.synchronize_queue_txid_seq",
-					  0, NULL, NULL, NULL);
-	last = get_int64(1);
-	pos_store_execute("SELECT coalesce((SELECT min(x::text::int8)"
-					  " FROM pg_snapshot_xip(s) x WHERE x::text::int8 <> $1), next),"
-					  " next FROM pg_current_snapshot() s,"
-					  " LATERAL (SELECT pg_snapshot_xmax(s)::text::int8) n(next)",
-					  1, types, values, NULL);
-	oldest = get_int64(1);
-	if (horizon->after != 0 && oldest >= horizon->after)
+	if (horizon->after == 0 || oldest >= horizon->after)
+	{
+		if (horizon->after != 0)
+			horizon->complete = horizon->next;
+		pos_store_execute("SELECT last_value FROM @.synchronize_queue_txid_seq",
+						  0, NULL, NULL, NULL);
+		horizon->next = get_int64(1);
+		horizon->after = U64FromFullTransactionId(ReadNextFullTransactionId());
+	}
+	if (oldest >= horizon->after)
 	{
 		horizon->complete = horizon->next;
 		horizon->after = 0;
 	}
-	if (horizon->after != 0)
-		return;
-	horizon->next = last;
-	horizon->after = get_int64(2);
 }
 
 /*
