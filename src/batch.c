@@ -368,9 +368,9 @@ pos_batch_confirm(PosRun *run, PosBatch *batch)
 	Datum		values2[] = {Int32GetDatum(batch->id)};
 
 	take_over(batch);
-	pos_store_execute("DELETE FROM @.synchronize_queue"
-					  " WHERE txid = ANY ($1) AND model = ANY ($2)",
-					  2, types, values, NULL);
+	pos_store_execute_as(POS_PLAN_LOOK_UP, "DELETE FROM @.synchronize_queue"
+						 " WHERE txid = ANY ($1) AND model = ANY ($2)",
+						 2, types, values, NULL);
 	pos_store_execute("DELETE FROM @.synchronize_batch WHERE id = $1",
 					  1, types2, values2, NULL);
 }

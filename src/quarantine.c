@@ -402,8 +402,8 @@ pos_quarantine_arrived(PosRun *run, int ntxids, Datum *txids)
 		pos_config_ids(run->tree->models)
 	};
 
-	pos_store_execute("DELETE FROM @.synchronize_quarantine"
-					  " WHERE direction = 'push' AND txid = ANY ($1)"
-					  " AND model = ANY ($2) AND discarded_at IS NULL",
-					  2, types, values, NULL);
+	pos_store_execute_as(POS_PLAN_LOOK_UP, "DELETE FROM @.synchronize_quarantine"
+						 " WHERE direction = 'push' AND txid = ANY ($1)"
+						 " AND model = ANY ($2) AND discarded_at IS NULL",
+						 2, types, values, NULL);
 }
