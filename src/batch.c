@@ -11,6 +11,15 @@
 #include "store.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
+
+/*
+ * Changes in one batch, about.  The remote has nothing to do while the first one is
+ * prepared: it is smaller, and the next ones grow.
+ */
+#define FIRST_ENTRIES	2500
+
+static int	batch_entries;
 
 /* Returns numbers of transactions as an array, int8[]. */
 Datum
@@ -394,4 +403,50 @@ pos_batch_refused(PosBatch *batch)
 						 " AND decision = 'c' AND model = $2 AND local_key_text = ANY ($3)");
 	pos_store_execute("DELETE FROM @.synchronize_batch WHERE id = $1",
 					  1, types, values, NULL);
+}
+
+/* Sets how large the first batch of a push is. */
+void
+pos_batch_begin(PosPush *push)
+{
+	push->next = Min(batch_entries, FIRST_ENTRIES);
+}
+
+/* Returns how many entries a batch has that comes after one of so many. */
+static int
+following(int entries)
+{
+	return Min(entries * 2, batch_entries);
+}
+
+/* A batch was picked: sets how large the one after it is. */
+void
+pos_batch_picked(PosPush *push)
+{
+	push->entries = push->next;
+	push->next = following(push->entries);
+}
+
+/*
+ * Returns how many rows of a model the next one or two batches may be going to have, if
+ * the one at hand has so many.  Whole transactions are not as even as that: some more.
+ */
+int
+pos_batch_coming(PosPush *push, int rows, int batches)
+{
+	int64		entries = push->next +
+	(batches == 2 ? following(push->next) : 0);
+
+	return rows * entries / Max(push->entries, 1) + rows / 32 + 8;
+}
+
+/* Defines the setting; called when the module is loaded. */
+void
+pos_batch_init(void)
+{
+	DefineCustomIntVariable("possync.batch_entries",
+							"How many queued changes are pushed together, about; for tests.",
+							NULL, &batch_entries, 10000, 1, 1000000, PGC_SUSET,
+							GUC_NOT_IN_SAMPLE | GUC_NO_SHOW_ALL,
+							NULL, NULL, NULL);
 }

@@ -16,6 +16,16 @@
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 
+/* Returns the part of a model's key that a column is, or -1. */
+int
+pos_key_part(PosModel *model, AttrNumber attnum)
+{
+	for (int i = 0; i < model->nkey; i++)
+		if (model->key[i]->attnum == attnum)
+			return i;
+	return -1;
+}
+
 /*
  * Whether the text of a type's values may depend on the session's settings: of
  * all but the usual types of keys.

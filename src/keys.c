@@ -126,7 +126,7 @@ pos_keys_need(PosRun *run, PosModel *model, int n, PosSteps *steps)
 {
 	Stock	   *stock = find_stock(run, model);
 	int			more = run->whole->more && !run->whole->late_keys ?
-	pos_push_coming(run->whole, n, 1) : 0;
+	pos_batch_coming(run->whole, n, 1) : 0;
 
 	/* they tell when they were made, and cost nothing */
 	if (run->whole->late_keys)
@@ -152,7 +152,7 @@ pos_keys_ahead(PosRun *run, PosBatch *batch, bool more, PosSteps *steps)
 	{
 		PosModel   *model = lfirst(lc);
 		Stock	   *stock = find_stock(run, model);
-		int			n = more ? pos_push_coming(run->whole, stock->used, 2) :
+		int			n = more ? pos_batch_coming(run->whole, stock->used, 2) :
 		Min(stock->used, AHEAD_FEW);
 
 		n -= stock->nkeys - stock->first + stock->coming;

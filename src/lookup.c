@@ -43,16 +43,6 @@ struct PosLookup
 	ScanKeyData keys[INDEX_MAX_KEYS];
 };
 
-/* Returns the part of a model's key that a column is, or -1. */
-static int
-key_part(PosModel *model, AttrNumber attnum)
-{
-	for (int i = 0; i < model->nkey; i++)
-		if (model->key[i]->attnum == attnum)
-			return i;
-	return -1;
-}
-
 /* Returns what a column of an index calls equal. */
 static Oid
 equality(Relation index, int column)
@@ -94,7 +84,7 @@ serves(PosModel *model, Relation index)
 		return false;
 	for (int i = 0; i < form->indnkeyatts; i++)
 	{
-		int			part = key_part(model, form->indkey.values[i]);
+		int			part = pos_key_part(model, form->indkey.values[i]);
 
 		if (part < 0 || !is_equal(model->key[part], index, i))
 			return false;
@@ -163,7 +153,7 @@ pos_lookup_open(PosModel *model)
 	lookup->nkeys = model->nkey;
 	for (int i = 0; i < model->nkey; i++)
 	{
-		lookup->parts[i] = key_part(model, index->rd_index->indkey.values[i]);
+		lookup->parts[i] = pos_key_part(model, index->rd_index->indkey.values[i]);
 		init_key(lookup, i);
 	}
 	lookup->slot = table_slot_create(model->rel, NULL);

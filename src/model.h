@@ -264,6 +264,7 @@ extern void pos_stage_layout(PosModel *model);
 extern void pos_stage_retry(PosModel *model, const char *key);
 
 /* in key.c */
+extern int	pos_key_part(PosModel *model, AttrNumber attnum);
 extern bool pos_key_is_integer(Oid base);
 extern int	pos_key_pin_settings(void);
 extern Datum pos_key_integer(Oid base, int64 number);

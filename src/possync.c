@@ -78,7 +78,7 @@ void
 _PG_init(void)
 {
 	pos_fault_init();
-	pos_push_init();
+	pos_batch_init();
 	define_settings();
 	MarkGUCPrefixReserved("possync");
 	if (!process_shared_preload_libraries_in_progress)

@@ -33,20 +33,12 @@
 #include "sql.h"
 #include "store.h"
 #include "transaction.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
 /* Bytes of images taken into one batch, about */
 #define BATCH_BYTES		(8 * 1024 * 1024)
 
-/*
- * Changes in one batch, about.  The remote has nothing to do while the first one is
- * prepared: it is smaller, and the next ones grow.
- */
-#define FIRST_ENTRIES	2500
-
-static int	batch_entries;
 
 /* Makes the state of one transaction in a context that it has for itself. */
 static PosRun *
@@ -413,26 +405,6 @@ push_next(PosPush *push, int ntxids, Datum *txids)
 	}
 }
 
-/* Returns how many entries a batch has that comes after one of so many. */
-static int
-following(int entries)
-{
-	return Min(entries * 2, batch_entries);
-}
-
-/*
- * Returns how many rows of a model the next one or two batches may be going to have, if
- * the one at hand has so many.  Whole transactions are not as even as that: some more.
- */
-int
-pos_push_coming(PosPush *push, int rows, int batches)
-{
-	int64		entries = push->next +
-	(batches == 2 ? following(push->next) : 0);
-
-	return rows * entries / Max(push->entries, 1) + rows / 32 + 8;
-}
-
 /* Searches the queue for the next transactions, from push->from on. */
 static int
 search(PosPush *push, PosRun *run, int64 to, Datum **txids)
@@ -488,8 +460,7 @@ pick(PosPush *push, MemoryContext context, Datum **txids)
 	}
 	push->from = Min(push->from, push->horizon.complete + 1);
 	push->more = run->full;
-	push->entries = push->next;
-	push->next = following(push->entries);
+	pos_batch_picked(push);
 	*txids = MemoryContextAlloc(context, Max(n, 1) * sizeof(Datum));
 	memcpy(*txids, picked, n * sizeof(Datum));
 	pos_tree_close(run->tree);
@@ -580,7 +551,7 @@ make_context(PosPush *push)
 void
 pos_push_run(PosPush *push)
 {
-	push->next = Min(batch_entries, FIRST_ENTRIES);
+	pos_batch_begin(push);
 	push->context = make_context(push);
 	push->errors = make_context(push);
 	for (int i = 0; i < lengthof(push->flights); i++)
@@ -600,15 +571,4 @@ pos_push_run(PosPush *push)
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-}
-
-/* Defines the setting; called when the module is loaded. */
-void
-pos_push_init(void)
-{
-	DefineCustomIntVariable("possync.batch_entries",
-							"How many queued changes are pushed together, about; for tests.",
-							NULL, &batch_entries, 10000, 1, 1000000, PGC_SUSET,
-							GUC_NOT_IN_SAMPLE | GUC_NO_SHOW_ALL,
-							NULL, NULL, NULL);
 }

@@ -199,6 +199,10 @@ extern int	pos_batch_pick(PosRun *run, PosBatch *flying, int entries,
 						   int64 bytes, int64 *from, int64 to, Datum **txids);
 extern int64 pos_batch_open_to(const char *server);
 extern void pos_batch_horizon(PosPush *push);
+extern void pos_batch_begin(PosPush *push);
+extern void pos_batch_picked(PosPush *push);
+extern int	pos_batch_coming(PosPush *push, int rows, int batches);
+extern void pos_batch_init(void);
 extern Datum pos_batch_txids(int ntxids, Datum *txids);
 extern void pos_batch_load_open(PosRun *run);
 extern void pos_batch_open(PosRun *run, PosBatch *batch, int32 history);
@@ -223,8 +227,6 @@ extern bool pos_quarantine_release_due(PosRun *run);
 extern void pos_quarantine_arrived(PosRun *run, int ntxids, Datum *txids);
 
 /* in push.c */
-extern int	pos_push_coming(PosPush *push, int rows, int batches);
 extern void pos_push_run(PosPush *push);
-extern void pos_push_init(void);
 
 #endif							/* POSSYNC_PUSH_H */

@@ -173,16 +173,6 @@ referenced_model(List *models, ForeignKeyCacheInfo *fk)
 	return model;
 }
 
-/* Returns the part of the model's key that a column is, or -1. */
-static int
-key_part(PosModel *model, AttrNumber attnum)
-{
-	for (int i = 0; i < model->nkey; i++)
-		if (model->key[i]->attnum == attnum)
-			return i;
-	return -1;
-}
-
 /*
  * Adds a reference by the given foreign key columns to the parent's key, and
  * makes it the supplier of every field that has none.
@@ -202,7 +192,7 @@ add_reference(PosModel *model, PosModel *parent, Oid constraint,
 	for (int i = 0; i < nfields; i++)
 	{
 		reference->fields[i] = find_field(model, columns[i]);
-		reference->parts[i] = key_part(parent, referenced[i]);
+		reference->parts[i] = pos_key_part(parent, referenced[i]);
 		if (reference->fields[i]->copy && reference->fields[i]->supplier == NULL)
 			reference->fields[i]->supplier = reference;
 	}
@@ -307,7 +297,7 @@ resolve_foreign_key(List *models, PosModel *model, ForeignKeyCacheInfo *fk,
 	bool		whole = fk->nkeys == parent->nkey;
 
 	for (int i = 0; i < fk->nkeys; i++)
-		whole = whole && key_part(parent, fk->confkey[i]) >= 0;
+		whole = whole && pos_key_part(parent, fk->confkey[i]) >= 0;
 	if (whole)
 		add_reference(model, parent, fk->conoid, fk->nkeys, fk->conkey,
 					  fk->confkey);
