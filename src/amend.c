@@ -108,19 +108,22 @@ updated_columns(PosModel *model)
 	return columns;
 }
 
-/* Makes the new row of a stored and a staged one. */
+/* Makes the new row of a stored and a staged one, without what was dropped. */
 static void
 fill_slot(Amendment *amendment, TupleTableSlot *stored, Datum *values,
 		  bool *nulls)
 {
 	PosModel   *model = amendment->model;
 	TupleTableSlot *slot = amendment->slot;
-	int			natts = slot->tts_tupleDescriptor->natts;
+	TupleDesc	desc = slot->tts_tupleDescriptor;
+	int			natts = desc->natts;
 
 	slot_getallattrs(stored);
 	ExecClearTuple(slot);
 	memcpy(slot->tts_values, stored->tts_values, natts * sizeof(Datum));
-	memcpy(slot->tts_isnull, stored->tts_isnull, natts * sizeof(bool));
+	for (int i = 0; i < natts; i++)
+		slot->tts_isnull[i] = stored->tts_isnull[i] ||
+			TupleDescAttr(desc, i)->attisdropped;
 	for (int i = model->nkey; i < model->nwritten; i++)
 	{
 		PosField   *field = model->written[i];

@@ -338,6 +338,17 @@ is(here(q(SELECT indcheckxmin FROM pg_index WHERE indexrelid = 'moved_pkey'::reg
 is($out, 'failed|0|0|0|0|0|40001', 'is not for a pull with an old one') || diag $err;
 is(here('SELECT string_agg(id || code, $$,$$) FROM moved'), '1001a', 'no row is made twice');
 
+# Room of columns that were dropped is given back, as by UPDATE
+table('roomy', 'price int', "('a', 1), ('b', 1)", more => 'old text', own => ['old']);
+pulled('roomy', 'ok|2|0|0|0|0', 'two rows');
+$toast = here("SELECT 'pg_toast.pg_toast_' || 'roomy'::regclass::oid");
+here(q(ALTER TABLE roomy ALTER old SET STORAGE EXTERNAL; UPDATE roomy SET old = repeat('old', 1000); ALTER TABLE roomy DROP old;
+	SELECT FROM possync_add_model('roomy', server => 'hq')));
+is(here("SELECT count(DISTINCT chunk_id) FROM $toast"), '2', 'what is dropped takes room');
+there(q(UPDATE roomy SET price = 2 WHERE code = 'a'));
+pulled('roomy', 'ok|0|0|1|1|0', 'one is updated');
+is(here("SELECT count(DISTINCT chunk_id) FROM $toast"), '1', 'and gives its room back');
+
 $_->quit for $seller, $puller, $third;
 unlike(slurp_file($till->logfile), qr/leak|PANIC|TRAP|signal 11|XX000/, 'nothing leaked');
 
