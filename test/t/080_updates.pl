@@ -108,6 +108,37 @@ pulled('goods', 'ok|0|0|3|0|0', 'three rows');
 like(noted(), qr/^(?:(?!156).)*156(?:(?!156)[^.])*; 156;(?:(?!156)[^.])*; 156;/, 'each trigger sees all of them');
 here('DROP TRIGGER b ON goods');
 
+# What only a statement serves is updated by one
+table($_, 'price int', "('a', 1), ('b', 1)") for qw(changed ruled told);
+here(<<'EOC');
+CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN NEW.price := NEW.price + 1000; RETURN CASE NEW.code WHEN 'a' THEN NEW END; END $$;
+CREATE TRIGGER a BEFORE UPDATE ON changed FOR EACH ROW EXECUTE FUNCTION change();
+CREATE RULE r AS ON UPDATE TO ruled DO ALSO INSERT INTO log (line) VALUES ('rule ' || OLD.code);
+CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN INSERT INTO log (line) SELECT (SELECT sum(price) FROM before) || ' -> ' || (SELECT sum(price) FROM since); RETURN NULL; END $$;
+CREATE TRIGGER a AFTER UPDATE ON told REFERENCING OLD TABLE AS before NEW TABLE AS since EXECUTE FUNCTION tell();
+EOC
+pulled($_, 'ok|2|0|0|0|0', $_) for qw(changed ruled told);
+there("UPDATE $_ SET price = 2") for qw(changed ruled told);
+pulled('changed', 'ok|0|0|1|0|1', 'a trigger changes one row and keeps the other');
+is(here('SELECT string_agg(price::text, $$,$$ ORDER BY code) FROM changed'), '1002,1', 'as it says');
+pulled($_, 'ok|0|0|2|0|0', "$_, updated") for qw(ruled told);
+is(noted(), 'rule a; rule b; 2 -> 4', 'a rule, and tables of what changed');
+
+# A trigger objects to a row: the other is updated
+here(<<'EOC');
+CREATE FUNCTION object() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN IF NEW.code = 'b' THEN RAISE 'no'; END IF; RETURN NULL; END $$;
+DROP TRIGGER a ON told;
+CREATE CONSTRAINT TRIGGER a AFTER UPDATE ON told FOR EACH ROW EXECUTE FUNCTION object();
+EOC
+there('UPDATE told SET price = 3');
+pulled('told', 'ok|0|0|1|0|1', 'a trigger objects to one of two rows');
+is(here('SELECT string_agg(price::text, $$,$$ ORDER BY code) FROM told'), '3,2', 'the other is updated');
+here('DROP TRIGGER a ON told');
+pulled('told', 'ok|0|0|1|1|0', 'and it is, too, when nobody objects');
+
 # Somebody is at work on the row.  "met" begins his transaction, pulls until the pull
 # waits, and ends it; then what the pull did is compared.
 table('stock', 'price numeric, name text', "('a', 1, 'A'), ('b', 1, 'B')", more => 'mine int DEFAULT 0', own => ['mine']);
