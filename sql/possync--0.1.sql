@@ -2734,10 +2734,10 @@ CREATE VIEW @extschema@.possync_status WITH (security_barrier) AS
 	LEFT JOIN LATERAL
 		(SELECT trouble.status, trouble.sqlstate, trouble.error
 		 WHERE trouble.id > coalesce(complete.id, 0)) last ON true
-	LEFT JOIN LATERAL
-		(SELECT sum(q.entries) AS entries, sum(q.held) AS held, min(q.oldest) AS oldest
+	LEFT JOIN
+		(SELECT q.server, sum(q.entries) AS entries, sum(q.held) AS held, min(q.oldest) AS oldest
 		 FROM @extschema@.possync_queue_depth q
-		 WHERE q.server = m.server AND d.direction = 'push') queue ON true
+		 GROUP BY q.server) queue ON queue.server = m.server AND d.direction = 'push'
 	WHERE s.model IS NOT NULL OR trouble.id IS NOT NULL;
 COMMENT ON COLUMN @extschema@.possync_status.exact_by IS 'why nothing is missed, of the table of the tree where that is worth least: overlap, running transactions, comparison, log';
 COMMENT ON VIEW @extschema@.possync_status IS 'how every tree is doing in every direction: state, complete up to, lag, queue, last success and error, next run';

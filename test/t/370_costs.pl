@@ -91,6 +91,28 @@ for my $when ('since the table was empty', 'now')
 	on_till('ANALYZE');
 }
 
+# What waits, for many trees of one server
+on_till(<<'EOC');
+DO $$
+BEGIN
+	FOR i IN 1 .. 50 LOOP
+		EXECUTE format('CREATE TABLE tree%s (id integer PRIMARY KEY)', i);
+		INSERT INTO synchronize_model (name, relation, server, remote, key_columns)
+		VALUES ('tree' || i, ('tree' || i)::regclass, 'hq', 'public.tree', '{id}');
+		INSERT INTO synchronize_history (model, server, direction, status, started_at)
+		VALUES ('tree' || i, 'hq', 'push', 'ok', now());
+	END LOOP;
+END $$;
+EOC
+is(on_till(<<'EOC'), '1|51|t', 'is added up once');
+SET enable_memoize = off;
+BEGIN;
+CREATE TEMP TABLE seen AS SELECT min(queued) AS queued, count(*) AS trees FROM possync_status WHERE direction = 'push' AND queued > 0;
+SELECT seq_scan + coalesce(idx_scan, 0), trees, queued = (SELECT count(*) FROM synchronize_queue)
+FROM pg_stat_xact_user_tables, seen WHERE relid = 'synchronize_queue'::regclass;
+COMMIT;
+EOC
+
 # Held transactions, in a push
 on_till(<<"EOC");
 UPDATE synchronize_quarantine SET retry_at = 'infinity';
