@@ -117,14 +117,15 @@ CREATE TRIGGER a BEFORE UPDATE ON changed FOR EACH ROW EXECUTE FUNCTION change()
 CREATE RULE r AS ON UPDATE TO ruled DO ALSO INSERT INTO log (line) VALUES ('rule ' || OLD.code);
 CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN INSERT INTO log (line) SELECT (SELECT sum(price) FROM before) || ' -> ' || (SELECT sum(price) FROM since); RETURN NULL; END $$;
-CREATE TRIGGER a AFTER UPDATE ON told REFERENCING OLD TABLE AS before NEW TABLE AS since EXECUTE FUNCTION tell();
+CREATE TRIGGER a AFTER UPDATE ON told REFERENCING OLD TABLE AS before NEW TABLE AS since
+	FOR EACH ROW EXECUTE FUNCTION tell();
 EOC
 pulled($_, 'ok|2|0|0|0|0', $_) for qw(changed ruled told);
 there("UPDATE $_ SET price = 2") for qw(changed ruled told);
 pulled('changed', 'ok|0|0|1|0|1', 'a trigger changes one row and keeps the other');
 is(here('SELECT string_agg(price::text, $$,$$ ORDER BY code) FROM changed'), '1002,1', 'as it says');
 pulled($_, 'ok|0|0|2|0|0', "$_, updated") for qw(ruled told);
-is(noted(), 'rule a; rule b; 2 -> 4', 'a rule, and tables of what changed');
+is(noted(), 'rule a; rule b; 2 -> 4; 2 -> 4', 'a rule, and tables of what changed');
 
 # A trigger objects to a row: the other is updated
 here(<<'EOC');
@@ -245,6 +246,12 @@ there('UPDATE slot SET rank = 3 - rank WHERE rank < 3');
 pulled('slot', 'ok|0|0|2|1|0', 'a swap under a deferrable constraint');
 there(q(UPDATE slot SET during = CASE code WHEN 'a' THEN int4range(5, 9) ELSE int4range(1, 5) END WHERE room = 1));
 pulled('slot', 'ok|0|0|2|1|0', 'a swap under a deferrable exclusion');
+there(q(UPDATE slot SET during = int4range(1, 9) WHERE code = 'b'));
+pulled('slot', 'ok|0|0|0|2|1', 'a deferrable exclusion refuses a row');
+there(q(UPDATE slot SET during = int4range(1, 5), rank = 3 WHERE code = 'b'));
+like(pulled('slot', '', 'and a deferred constraint the commit'), qr/slot_rank_key/, 'with its own words');
+there(q(UPDATE slot SET rank = 1 WHERE code = 'b'));
+pulled('slot', 'ok|0|0|0|3|0', 'both have their way');
 there(q(UPDATE slot SET label = 'X' WHERE code = 'a'));
 pulled('slot', 'ok|0|0|1|2|0', 'a referenced value');
 is(here('SELECT string_agg(label, $$,$$ ORDER BY label) FROM tag'), 'B,B,X', 'what refers to it follows');
@@ -293,6 +300,15 @@ here('CREATE TRIGGER a AFTER UPDATE ON one FOR EACH ROW EXECUTE FUNCTION note()'
 there('UPDATE single SET price = 10');
 like(here("SELECT $did FROM possync_pull('one')"), qr/^ok\|0\|0\|[23]\|0\|[01]$/, 'a key twice');
 like(noted(), qr/^a a 1 -> a 1[01]; a b 1 -> b 10$/, 'each row was updated once');
+
+# Rows of inheritance children are not the table's own, whatever their keys are
+table('kin', 'price int', "('a', 1), ('b', 1)");
+pulled('kin', 'ok|2|0|0|0|0', 'a table that will have a child');
+here(q(CREATE TABLE child () INHERITS (kin); INSERT INTO child SELECT * FROM kin; DELETE FROM ONLY kin WHERE code = 'b'));
+there('UPDATE kin SET price = 2');
+pulled('kin', 'ok|1|0|1|0|0', 'one is updated, one is made again');
+is(here('SELECT string_agg(tableoid::regclass || code || price, $$,$$ ORDER BY tableoid::regclass::text, code) FROM kin'),
+	'childa1,childb1,kina2,kinb2', 'none of the child');
 
 # Rights on columns
 here(<<'EOC');
