@@ -286,6 +286,15 @@ add_flagged(List *list, PosModel *model, int flag)
 }
 
 /*
+ * Which translations belong to keys, looked up one by one: for "key = ANY ($3)" the
+ * index may be read by the model alone.
+ */
+#define TRANSLATIONS_OF(key) \
+	"ctid = ANY (ARRAY(SELECT t.id FROM unnest($3) k (k)," \
+	" LATERAL (SELECT ctid AS id FROM @.synchronize_translation" \
+	" WHERE model = $2 AND " key " = k.k OFFSET 0) t))"
+
+/*
  * Runs a statement on the translations of rows: $1 is the number of a batch, $2 their
  * model, $3 their keys.  There is one for either form of keys.
  */
@@ -311,10 +320,10 @@ take_over(PosBatch *batch)
 
 	foreach(lc, batch->unsure)
 		execute_for_keys(batch, lfirst(lc),
-						 "UPDATE @.synchronize_translation SET run = $1"
-						 " WHERE model = $2 AND local_key = ANY ($3)",
-						 "UPDATE @.synchronize_translation SET run = $1"
-						 " WHERE model = $2 AND local_key_text = ANY ($3)");
+						 "UPDATE @.synchronize_translation SET run = $1 WHERE "
+						 TRANSLATIONS_OF("local_key"),
+						 "UPDATE @.synchronize_translation SET run = $1 WHERE "
+						 TRANSLATIONS_OF("local_key_text"));
 }
 
 /* Rows of a model that are translated into one remote key are so into another. */
@@ -398,9 +407,9 @@ pos_batch_refused(PosBatch *batch)
 	foreach(lc, batch->made)
 		execute_for_keys(batch, lfirst(lc),
 						 "DELETE FROM @.synchronize_translation WHERE run = $1"
-						 " AND decision = 'c' AND model = $2 AND local_key = ANY ($3)",
+						 " AND decision = 'c' AND " TRANSLATIONS_OF("local_key"),
 						 "DELETE FROM @.synchronize_translation WHERE run = $1"
-						 " AND decision = 'c' AND model = $2 AND local_key_text = ANY ($3)");
+						 " AND decision = 'c' AND " TRANSLATIONS_OF("local_key_text"));
 	pos_store_execute("DELETE FROM @.synchronize_batch WHERE id = $1",
 					  1, types, values, NULL);
 }
