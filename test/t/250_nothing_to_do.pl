@@ -95,7 +95,7 @@ LEFT JOIN LATERAL regexp_matches(r.block_ref, 'rel \\d+/\\d+/(\\d+)', 'g') m ON 
 LEFT JOIN pg_class c ON c.relfilenode = m[1]::oid
 WHERE r.resource_manager NOT IN ('Standby', 'XLOG') AND r.record_type <> 'PRUNE'
 EOC
-	is($records, 'Transaction COMMIT, synchronize_history, synchronize_history_id_seq, synchronize_history_model, synchronize_history_pkey',
+	is($records, 'Transaction COMMIT, synchronize_history, synchronize_history_id_seq, synchronize_history_last, synchronize_history_pkey',
 		"$kind: the log has nothing but history");
 }
 
