@@ -255,12 +255,12 @@ record_selling()
 	local latency
 
 	start_clock
-	sell_by_pgbench -c 2 -T 10
+	sell_by_pgbench -c 2 -T 5
 	stop_clock
 	record selling 0 "$1" 1 0 "$sold"
 
 	start_clock
-	sell_by_pgbench -c 2 -T 10 -R 50
+	sell_by_pgbench -c 2 -T 5 -R 50
 	stop_clock
 	latency=$(sed -n 's/^latency average = \([0-9.]*\) ms.*/\1/p' "$work/output")
 	clock_wall=$(awk -v ms="$latency" 'BEGIN { printf "%d", ms * 1e3 }')
