@@ -348,7 +348,9 @@ pos_bulk_flush(PosBulk *bulk)
 	bulk->nbytes = 0;
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(bulk->context);
-	pos_target_log();
+	/* of a few rows there is nothing to write before they are committed */
+	if (bulk->state != NULL)
+		pos_target_log();
 
 	CommandCounterIncrement();
 	if (!bulk->hold)
