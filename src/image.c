@@ -120,8 +120,8 @@ struct PosImageReader
 {
 	PosModel   *model;
 	int			ncolumns;
-	int		   *following;		/* which one came after another, from 0; the
-								 * first after none */
+	int		   *following;		/* [0]: whose label came first; [i + 1]: after
+								 * that of column i */
 	ImageColumn columns[FLEXIBLE_ARRAY_MEMBER];
 };
 

@@ -333,8 +333,9 @@ update_gathered(PosRun *run, void *argument)
 	{
 		model->counts.left_out += n - done;
 		ereport(WARNING,
-				(errmsg("a trigger, rule or policy of table %s kept " INT64_FORMAT " rows from being updated",
-						model->name, n - done)));
+				(errmsg(INT64_FORMAT " rows of table %s were not updated",
+						n - done, model->name),
+				 errdetail("A trigger, rule or policy kept them as they are, or somebody has deleted them meanwhile.")));
 	}
 	pos_rowset_clear(writer->updates);
 }
