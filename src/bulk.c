@@ -19,6 +19,7 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "build.h"
 #include "bulk.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_trigger.h"
@@ -54,6 +55,7 @@ struct PosBulk
 	bool		has_after_row;	/* the table's own value, see set_spared */
 	bool		hold;			/* see pos_bulk_hold */
 	List	   *rebuild;		/* of Oid: indexes to be built by closing */
+	bool		all_lag;		/* there are no others */
 	int			nslots;
 	TupleTableSlot *slots[MAX_ROWS];	/* not zeroed, which would take as
 										 * long as inserting a row */
@@ -205,27 +207,28 @@ pos_bulk_fire(PosBulk *bulk)
 
 /* Whether rows may stay without an entry in an index until it is rebuilt. */
 static bool
-can_lag(Relation index, List *only)
+can_lag(Relation index)
 {
-	return (only == NIL || list_member_oid(only, RelationGetRelid(index))) &&
-		index->rd_index->indimmediate && !index->rd_index->indisexclusion &&
-		index->rd_index->indisready && index->rd_index->indisvalid;
+	return index->rd_index->indimmediate && !index->rd_index->indisexclusion &&
+		index->rd_index->indisready && index->rd_index->indisvalid &&
+		index->rd_rel->relpersistence == RELPERSISTENCE_PERMANENT &&
+		!pos_compat_prunes_early();
 }
 
 /*
- * Leaves indexes alone from here on, until pos_bulk_close builds them: some, or
- * all (NIL).  The caller knows that nothing reads them until then.  Returns
- * false if there is none, or they are in use.
+ * Leaves indexes alone from here on, until pos_bulk_close builds them.  The caller
+ * knows that nothing reads them until then.  Returns false if there is none, or they
+ * are in use.
  */
 bool
-pos_bulk_rebuild(PosBulk *bulk, List *only)
+pos_bulk_rebuild(PosBulk *bulk)
 {
 	int			n = bulk->target.info->ri_NumIndices;
 	Relation   *indexes = palloc(n * sizeof(Relation));
 	int			nlagging = 0;
 
 	for (int i = 0; i < n; i++)
-		if (can_lag(bulk->target.info->ri_IndexRelationDescs[i], only))
+		if (can_lag(bulk->target.info->ri_IndexRelationDescs[i]))
 			indexes[nlagging++] = bulk->target.info->ri_IndexRelationDescs[i];
 	if (nlagging == 0 || !pos_rebuild_lock(bulk->target.rel, nlagging, indexes))
 		return false;
@@ -234,7 +237,7 @@ pos_bulk_rebuild(PosBulk *bulk, List *only)
 		Relation	index = bulk->target.info->ri_IndexRelationDescs[i];
 		MemoryContext old;
 
-		if (!can_lag(index, only))
+		if (!can_lag(index))
 			continue;
 		/* as an index that is not ready yet, for our rows only */
 		bulk->target.info->ri_IndexRelationInfo[i]->ii_ReadyForInserts = false;
@@ -242,8 +245,16 @@ pos_bulk_rebuild(PosBulk *bulk, List *only)
 		bulk->rebuild = lappend_oid(bulk->rebuild, RelationGetRelid(index));
 		MemoryContextSwitchTo(old);
 	}
+	bulk->all_lag = nlagging == n;
 	pfree(indexes);
 	return true;
+}
+
+/* An index that was left alone is right as it is: no row belongs into it. */
+void
+pos_bulk_keep(PosBulk *bulk, Oid index)
+{
+	bulk->rebuild = list_delete_oid(bulk->rebuild, index);
 }
 
 /* Whether it is time to flush. */
@@ -307,7 +318,7 @@ finish_row(PosBulk *bulk, TupleTableSlot *slot)
 {
 	List	   *recheck = NIL;
 
-	if (bulk->target.info->ri_NumIndices > 0)
+	if (bulk->target.info->ri_NumIndices > 0 && !bulk->all_lag)
 		recheck = pos_compat_insert_index_tuples(bulk->target.info, slot, bulk->target.estate);
 	ExecARInsertTriggers(bulk->target.estate, bulk->target.info, slot, recheck, NULL);
 	list_free(recheck);
@@ -378,6 +389,6 @@ pos_bulk_close(PosBulk *bulk)
 	table_finish_bulk_insert(bulk->target.rel, 0);
 	pos_target_close(&bulk->target);
 	MemoryContextDelete(bulk->context);
-	pos_rebuild(bulk->target.rel, rebuild);
+	pos_build_indexes(bulk->target.rel, rebuild);
 	pfree(bulk);
 }

@@ -7,13 +7,14 @@
 #define POSSYNC_COMPAT_H
 
 #include "access/genam.h"
+#include "access/multixact.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/index.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_foreign_server.h"
+#include "commands/vacuum.h"
 #include "common/jsonapi.h"
 #include "executor/executor.h"
 #include "mb/pg_wchar.h"
@@ -28,6 +29,8 @@
 #endif
 #include "utils/acl.h"
 #include "utils/rel.h"
+#include "utils/relcache.h"
+#include "utils/snapmgr.h"
 
 /*
  * Gives an executor state a range table of one relation, into which rows are
@@ -132,16 +135,39 @@ pos_compat_beginscan(Relation rel, Relation index, Snapshot snapshot,
 #endif
 }
 
-/* Builds an index anew.  Checks no rights. */
+/* Gives a relation an empty file, for as long as the transaction does not fail. */
 static inline void
-pos_compat_reindex(Oid index, char persistence)
+pos_compat_set_new_storage(Relation rel, char persistence)
 {
-	ReindexParams params = {0};
-
-#if PG_VERSION_NUM >= 170000
-	reindex_index(NULL, index, false, persistence, &params);
+#if PG_VERSION_NUM >= 160000
+	RelationSetNewRelfilenumber(rel, persistence);
 #else
-	reindex_index(index, false, persistence, &params);
+	RelationSetNewRelfilenode(rel, persistence);
+#endif
+}
+
+/* Writes down the size of a table or an index, which are in use. */
+static inline void
+pos_compat_set_size(Relation rel, BlockNumber pages, double tuples,
+					BlockNumber visible)
+{
+#if PG_VERSION_NUM >= 180000
+	vac_update_relstats(rel, pages, tuples, visible, 0, true, InvalidTransactionId,
+						InvalidMultiXactId, NULL, NULL, true);
+#else
+	vac_update_relstats(rel, pages, tuples, visible, true, InvalidTransactionId,
+						InvalidMultiXactId, NULL, NULL, true);
+#endif
+}
+
+/* Whether rows may be taken away that an old snapshot still sees */
+static inline bool
+pos_compat_prunes_early(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return false;
+#else
+	return OldSnapshotThresholdActive();
 #endif
 }
 

@@ -13,11 +13,9 @@
 #include "possync.h"
 
 #include "access/genam.h"
-#include "catalog/index.h"
 #include "catalog/pg_language.h"
 #include "catalog/pg_proc.h"
 #include "access/transam.h"
-#include "compat.h"
 #include "nodes/nodeFuncs.h"
 #include "rebuild.h"
 #include "storage/lmgr.h"
@@ -124,17 +122,4 @@ pos_rebuild_lock(Relation rel, int nindexes, Relation *indexes)
 		UnlockRelation(indexes[locked], AccessExclusiveLock);
 	UnlockRelation(rel, ShareRowExclusiveLock);
 	return false;
-}
-
-/*
- * Builds indexes anew that pos_rebuild_lock has locked and that are closed.
- * Raises what building raises: that a key is not unique.
- */
-void
-pos_rebuild(Relation rel, List *indexes)
-{
-	ListCell   *lc;
-
-	foreach(lc, indexes)
-		pos_compat_reindex(lfirst_oid(lc), rel->rd_rel->relpersistence);
 }

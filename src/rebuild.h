@@ -18,6 +18,5 @@
 extern bool pos_rebuild_expects(PosTable *table);
 extern bool pos_rebuild_is_plain(Relation rel);
 extern bool pos_rebuild_lock(Relation rel, int nindexes, Relation *indexes);
-extern void pos_rebuild(Relation rel, List *indexes);
 
 #endif							/* POSSYNC_REBUILD_H */

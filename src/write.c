@@ -76,7 +76,7 @@ consider_rebuild(PosModel *model, PosWriter *writer)
 	if (model->empty && !model->component->inner &&
 		pos_compat_owns_table(model->relid, GetUserId()) &&
 		!pos_prove_has_code(model->rel) && pos_rebuild_is_plain(model->rel))
-		writer->rebuilds = pos_bulk_rebuild(writer->bulk, NIL);
+		writer->rebuilds = pos_bulk_rebuild(writer->bulk);
 }
 
 /* Returns a model's writer, opened when first needed. */
