@@ -21,6 +21,7 @@
 #include "rebuild.h"
 #include "rewrite/rewriteHandler.h"
 #include "run.h"
+#include "sequence.h"
 #include "sql.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -97,6 +98,7 @@ prepare_key(PosRun *run, PosModel *model)
 					(errcode(ERRCODE_NOT_NULL_VIOLATION),
 					 errmsg("key column \"%s\" of table %s is not copied and has no default",
 							field->name, model->name)));
+		field->sequence = pos_sequence_find(expression);
 		field->key_default = ExecInitExpr(expression_planner((Expr *) expression),
 										  NULL);
 	}
@@ -112,10 +114,17 @@ make_key(PosModel *model, Datum *values, bool *nulls)
 	{
 		PosField   *field = model->key[i];
 
-		if (field->key_default == NULL)
-			continue;
-		values[field->staged] = ExecEvalExpr(field->key_default, model->econtext,
-											 &nulls[field->staged]);
+		if (field->sequence != NULL)
+		{
+			values[field->staged] = pos_sequence_next(field->sequence,
+													  field->key_default,
+													  model->econtext);
+			nulls[field->staged] = false;
+		}
+		else if (field->key_default != NULL)
+			values[field->staged] = ExecEvalExpr(field->key_default,
+												 model->econtext,
+												 &nulls[field->staged]);
 	}
 	values[POS_STAGE_LOCAL] =
 		pos_key_from_columns(model, &values[POS_STAGE_FIRST],

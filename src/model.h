@@ -100,6 +100,7 @@ typedef struct PosField
 	int			wire;			/* its column in the read, or -1 */
 	Datum		fixed_value;
 	ExprState  *key_default;	/* a key column made here: its default */
+	struct PosSequence *sequence;	/* ... and what makes that, if one does */
 	void	   *domain;			/* what checking its domain needs */
 } PosField;
 
@@ -197,6 +198,8 @@ struct PosModel
 	struct translation_hash *translations;
 	struct PosPairs *pairs;		/* those made in this run, see translation.c */
 	bool		has_translations;
+	bool		covered;		/* the index on remote keys tells all that is
+								 * of interest, see translation.c */
 	struct locked_hash *locked; /* rows that new rows refer to, see prove.c */
 	int64	   *to_lock;		/* those of them not locked yet */
 	int			nto_lock;
