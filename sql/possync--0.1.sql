@@ -91,11 +91,11 @@ CREATE TABLE @extschema@.synchronize_translation (
 	remote_key_text text,
 	local_key_text text,
 	gone integer,
-	CHECK (num_nonnulls(remote_key, remote_key_text) = 1
-		   AND num_nonnulls(local_key, local_key_text) = 1)
+	CHECK ((remote_key IS NULL) <> (remote_key_text IS NULL)
+		   AND (local_key IS NULL) <> (local_key_text IS NULL))
 );
 
-CREATE UNIQUE INDEX synchronize_translation_remote ON @extschema@.synchronize_translation (model, remote_key) WHERE remote_key IS NOT NULL;
+CREATE UNIQUE INDEX synchronize_translation_remote ON @extschema@.synchronize_translation (model, remote_key) INCLUDE (local_key) WHERE remote_key IS NOT NULL;
 CREATE UNIQUE INDEX synchronize_translation_local ON @extschema@.synchronize_translation (model, local_key) WHERE local_key IS NOT NULL;
 CREATE UNIQUE INDEX synchronize_translation_remote_text ON @extschema@.synchronize_translation (model, remote_key_text) WHERE remote_key_text IS NOT NULL;
 CREATE UNIQUE INDEX synchronize_translation_local_text ON @extschema@.synchronize_translation (model, local_key_text) WHERE local_key_text IS NOT NULL;

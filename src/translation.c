@@ -3,8 +3,7 @@
  *		Local key <-> remote key: the only door to synchronize_translation.
  *
  * Keys are looked up in a hash table per model and, where that does not know
- * them, by an index scan of our own: no planner is asked, so nothing here
- * depends on statistics.  The hash table remembers what was found and what was
+ * them, in the table (links.c).  The hash table remembers what was found and what was
  * added in this run, up to a limit of memory for all models together; beyond
  * the limit it just stops learning.  New translations are written in batches
  * and must be flushed before they can be found outside the hash table.
@@ -17,45 +16,25 @@
  * cannot be found by its key at the source is not there.  Whoever looks in
  * another way, and the first that cannot be remembered, has them built at once.
  *
- * The scans see rows as they are now (SnapshotSelf), our own of the current
- * command included.  Nobody else changes the translations of a model during a
- * run, which holds the model's lock; a repeatable read transaction that began
- * before somebody did has to be repeated.
- *
  * A dry run writes nothing.  It keeps the rows it would have created in the
  * hash tables only, without the limit.
  */
 #include "possync.h"
 
-#include "access/genam.h"
-#include "access/relscan.h"
-#include "access/sysattr.h"
 #include "access/table.h"
-#include "access/tableam.h"
-#include "access/xact.h"
 #include "bulk.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
-#include "compat.h"
+#include "links.h"
 #include "pairs.h"
 #include "rebuild.h"
 #include "run.h"
 #include "store.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
-#include "utils/snapmgr.h"
 
 /* Memory for the hash tables of one run, in bytes */
 #define CACHE_LIMIT ((Size) 32 * 1024 * 1024)
-
-/* Columns of synchronize_translation */
-enum
-{
-	COL_MODEL, COL_DECISION, COL_RUN, COL_REMOTE, COL_LOCAL, COL_REMOTE_TEXT,
-	COL_LOCAL_TEXT, COL_GONE, NCOLS
-};
 
 /* Known of a translation in the hash table beside what run.h defines */
 #define KNOWN_PENDING	0x80	/* its row would be made, were it not a dry
@@ -103,83 +82,17 @@ equal_keys(PosModel *model, Datum a, Datum b)
 #define SH_DEFINE
 #include "lib/simplehash.h"
 
-/* One of the four indexes, ready to be searched */
-typedef struct Lookup
-{
-	Relation	index;
-	IndexScanDesc scan;
-	ScanKeyData keys[2];
-} Lookup;
-
 typedef struct PosTranslations
 {
 	Relation	rel;
-	TupleTableSlot *slot;
-	MemoryContext scans;		/* of what index scans allocate as they go */
-	ResourceOwner owner;		/* of the buffers that they pin */
+	PosLinks   *links;			/* what the table knows */
 	MemoryContext context;		/* of the hash tables */
-	Lookup		remote;
-	Lookup		local;
-	Lookup		remote_text;
-	Lookup		local_text;
 	PosBulk    *bulk;
+	bool		rebuilds;		/* the indexes lack what is remembered ... */
+	bool		filled[POS_LINK_INDEXES];	/* ... these do */
 	int64		added;
-	bool		rebuilds;		/* the indexes on integers lack what is
-								 * remembered */
 	int64		pending;		/* the next key without meaning, in a dry run */
 } PosTranslations;
-
-static void
-open_lookup(PosTranslations *t, Lookup *lookup, const char *index, Oid equal)
-{
-	lookup->index = index_open(pos_store_relid(index), AccessShareLock);
-	lookup->scan = pos_compat_beginscan(t->rel, lookup->index, SnapshotSelf, 2);
-	ScanKeyInit(&lookup->keys[0], 1, BTEqualStrategyNumber, F_INT2EQ, (Datum) 0);
-	ScanKeyEntryInitialize(&lookup->keys[1], 0, 2, BTEqualStrategyNumber,
-						   InvalidOid, lookup->index->rd_indcollation[1],
-						   equal, (Datum) 0);
-}
-
-static void
-close_lookup(Lookup *lookup)
-{
-	index_endscan(lookup->scan);
-	index_close(lookup->index, AccessShareLock);
-}
-
-static void
-open_lookups(PosTranslations *t)
-{
-	open_lookup(t, &t->remote, "synchronize_translation_remote", F_INT8EQ);
-	open_lookup(t, &t->local, "synchronize_translation_local", F_INT8EQ);
-	open_lookup(t, &t->remote_text, "synchronize_translation_remote_text", F_TEXTEQ);
-	open_lookup(t, &t->local_text, "synchronize_translation_local_text", F_TEXTEQ);
-}
-
-static void
-close_lookups(PosTranslations *t)
-{
-	close_lookup(&t->remote);
-	close_lookup(&t->local);
-	close_lookup(&t->remote_text);
-	close_lookup(&t->local_text);
-}
-
-/*
- * Opens the lookups in the middle of a run, whoever is at work: they live as
- * long as it does.
- */
-static void
-reopen_lookups(PosTranslations *t)
-{
-	MemoryContext old = MemoryContextSwitchTo(t->scans);
-	ResourceOwner owner = CurrentResourceOwner;
-
-	CurrentResourceOwner = t->owner;
-	open_lookups(t);
-	CurrentResourceOwner = owner;
-	MemoryContextSwitchTo(old);
-}
 
 /* Opens the table for one run; no translation may be asked for before. */
 void
@@ -189,15 +102,29 @@ pos_translation_open(PosRun *run)
 
 	t->rel = table_open(pos_store_relid("synchronize_translation"),
 						RowExclusiveLock);
-	t->slot = table_slot_create(t->rel, NULL);
-	t->scans = CurrentMemoryContext;
-	t->owner = CurrentResourceOwner;
+	t->links = pos_links_open(t->rel);
 	t->context = AllocSetContextCreate(CurrentMemoryContext,
 									   "possync translations",
 									   ALLOCSET_DEFAULT_SIZES);
-	open_lookups(t);
 	t->pending = PG_INT64_MIN;
 	run->translations = t;
+}
+
+/*
+ * Writes what is left.  Of the indexes that were left alone those are built that
+ * lack something; nobody may have them open.
+ */
+static void
+close_bulk(PosTranslations *t)
+{
+	if (t->bulk == NULL)
+		return;
+	for (int i = 0; i < POS_LINK_INDEXES && t->rebuilds; i++)
+		if (!t->filled[i])
+			pos_bulk_keep(t->bulk, pos_links_index(i));
+	pos_bulk_close(t->bulk);
+	t->bulk = NULL;
+	t->rebuilds = false;
 }
 
 /* Writes what is left and closes the table. */
@@ -206,89 +133,12 @@ pos_translation_close(PosRun *run)
 {
 	PosTranslations *t = run->translations;
 
-	close_lookups(t);
-	if (t->bulk != NULL)
-		pos_bulk_close(t->bulk);
-	ExecDropSingleTupleTableSlot(t->slot);
+	pos_links_leave(t->links);
+	close_bulk(t);
+	pos_links_close(t->links);
 	MemoryContextDelete(t->context);
 	table_close(t->rel, NoLock);
 	run->translations = NULL;
-}
-
-/*
- * In a transaction that sees all at one moment, refuses what another one linked
- * since: the statements of this run would not see its row.
- */
-static void
-check_visible(TupleTableSlot *slot)
-{
-	bool		isnull;
-	TransactionId xmin;
-
-	if (!IsolationUsesXactSnapshot())
-		return;
-	xmin = DatumGetTransactionId(slot_getsysattr(slot,
-												 MinTransactionIdAttributeNumber,
-												 &isnull));
-	if (!TransactionIdIsCurrentTransactionId(xmin) &&
-		XidInMVCCSnapshot(xmin, GetTransactionSnapshot()))
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("could not serialize access due to a concurrent synchronization"),
-				 errhint("The transaction might succeed if retried.")));
-}
-
-/*
- * Finds one key; the row found stands in the slot.
- *
- * Callers work row by row, maybe in a subtransaction for each, but what a scan
- * allocates on its way, as for the dead rows it finds, and the buffers that it
- * pins live as long as the scan.
- */
-static bool
-search(PosTranslations *t, Lookup *lookup, PosModel *model, Datum key)
-{
-	MemoryContext old = MemoryContextSwitchTo(t->scans);
-	ResourceOwner owner = CurrentResourceOwner;
-	bool		found;
-
-	CurrentResourceOwner = t->owner;
-	lookup->keys[0].sk_argument = Int16GetDatum(model->id);
-	lookup->keys[1].sk_argument = key;
-	index_rescan(lookup->scan, lookup->keys, 2, NULL, 0);
-	found = index_getnext_slot(lookup->scan, ForwardScanDirection, t->slot);
-	CurrentResourceOwner = owner;
-	MemoryContextSwitchTo(old);
-	if (found)
-		check_visible(t->slot);
-	return found;
-}
-
-/* Returns the index on a model's remote keys, or on its local ones. */
-static Lookup *
-lookup_of(PosRun *run, PosModel *model, bool remote)
-{
-	PosTranslations *t = run->translations;
-
-	if (remote)
-		return model->remote_int ? &t->remote : &t->remote_text;
-	return model->local_int ? &t->local : &t->local_text;
-}
-
-/* Whether one of the indexes has anything of a model. */
-static bool
-has_any(PosTranslations *t, PosModel *model, Lookup *lookup)
-{
-	IndexScanDesc scan = pos_compat_beginscan(t->rel, lookup->index,
-											  SnapshotSelf, 1);
-	bool		found;
-
-	lookup->keys[0].sk_argument = Int16GetDatum(model->id);
-	index_rescan(scan, lookup->keys, 1, NULL, 0);
-	found = index_getnext_slot(scan, ForwardScanDirection, t->slot);
-	ExecClearTuple(t->slot);
-	index_endscan(scan);
-	return found;
 }
 
 /*
@@ -304,8 +154,12 @@ pos_translation_prepare(PosRun *run, PosModel *model)
 	model->to_int = run->push ? model->remote_int : model->local_int;
 	model->translations = translation_create(t->context, 64, model);
 	model->pairs = NULL;
-	model->has_translations = has_any(t, model, lookup_of(run, model, true));
-	if (has_any(t, model, model->remote_int ? &t->remote_text : &t->remote))
+	model->covered = !run->push && model->update_matched &&
+		!pos_links_has_any(t->links, model, POS_LINK_GONE);
+	model->has_translations =
+		pos_links_has_any(t->links, model, pos_links_index_of(model, true));
+	if (pos_links_has_any(t->links, model,
+						  model->remote_int ? POS_LINK_REMOTE_TEXT : POS_LINK_REMOTE))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the key of remote table %s has changed its type since it was first synchronized",
@@ -354,8 +208,7 @@ find(PosRun *run, PosModel *model, Datum from, Datum *to, uint8 *known)
 {
 	PosTranslations *t = run->translations;
 	TranslationEntry *entry = translation_lookup(model->translations, from);
-	int			column;
-	bool		isnull;
+	PosLink		link;
 
 	if (entry != NULL)
 	{
@@ -375,25 +228,11 @@ find(PosRun *run, PosModel *model, Datum from, Datum *to, uint8 *known)
 		}
 	}
 	if (!model->has_translations ||
-		!search(t, lookup_of(run, model, !run->push), model, from))
+		!pos_links_find(t->links, model, !run->push, from, &link))
 		return false;
-	if (run->push)
-		column = model->remote_int ? COL_REMOTE : COL_REMOTE_TEXT;
-	else
-		column = model->local_int ? COL_LOCAL : COL_LOCAL_TEXT;
-	*to = slot_getattr(t->slot, column + 1, &isnull);
-	if (isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the key of table %s has changed its type since it was first synchronized",
-						model->name),
-				 errhint("Remove the model with possync_remove_model('%s', forget => true) and add it again.",
-						 model->name)));
-	*known = DatumGetChar(slot_getattr(t->slot, COL_DECISION + 1, &isnull)) == 'm' ?
-		POS_KNOWN_MATCHED : 0;
-	(void) slot_getattr(t->slot, COL_GONE + 1, &isnull);
-	if (!isnull)
-		*known |= POS_KNOWN_GONE;
+	*to = link.other;
+	*known = (link.matched ? POS_KNOWN_MATCHED : 0) |
+		(link.gone ? POS_KNOWN_GONE : 0);
 	entry = remember(run, model, from, *to, *known);
 	if (entry != NULL)
 		*to = entry->to;
@@ -419,24 +258,24 @@ pos_translation_find(PosRun *run, PosModel *model, Datum from, Datum *to,
 int32
 pos_translation_run(PosRun *run, PosModel *model, Datum from)
 {
-	bool		isnull;
+	PosLink		link;
 
 	pos_translation_settle(run);
 	if (!model->has_translations ||
-		!search(run->translations, lookup_of(run, model, !run->push), model,
-				from))
+		!pos_links_find(run->translations->links, model, !run->push, from, &link))
 		return 0;
-	return DatumGetInt32(slot_getattr(run->translations->slot, COL_RUN + 1,
-									  &isnull));
+	return link.run;
 }
 
 /* Whether a row of the target is linked with any of the source; after a flush. */
 bool
 pos_translation_is_linked(PosRun *run, PosModel *model, Datum to)
 {
+	PosLink		link;
+
 	pos_translation_settle(run);
 	return model->has_translations &&
-		search(run->translations, lookup_of(run, model, run->push), model, to);
+		pos_links_find(run->translations->links, model, run->push, to, &link);
 }
 
 /*
@@ -484,23 +323,22 @@ open_bulk(PosRun *run)
 }
 
 /*
- * Leaves the indexes on integers alone from here on, if this is a first load and
- * nobody uses them.
+ * Leaves the indexes alone from here on, if this is a first load and nobody uses
+ * them.
  */
 static void
 consider_rebuild(PosRun *run)
 {
 	PosTranslations *t = run->translations;
-	List	   *indexes = list_make2_oid(RelationGetRelid(t->remote.index),
-										 RelationGetRelid(t->local.index));
 
 	pos_bulk_flush(t->bulk);
 	if (t->rebuilds || run->push || run->careful || pos_prove_has_code(t->rel) ||
 		!is_plain(run->tree) || !had_few())
 		return;
-	close_lookups(t);
-	t->rebuilds = pos_bulk_rebuild(t->bulk, indexes);
-	reopen_lookups(t);
+	pos_links_leave(t->links);
+	t->rebuilds = pos_bulk_rebuild(t->bulk);
+	memset(t->filled, false, sizeof(t->filled));
+	pos_links_return(t->links);
 }
 
 /* Many rows of an empty table are about to be linked. */
@@ -541,8 +379,8 @@ pos_translation_add(PosRun *run, PosModel *model, Datum remote, Datum local,
 					bool created)
 {
 	PosTranslations *t = run->translations;
-	Datum		values[NCOLS];
-	bool		nulls[NCOLS];
+	Datum		values[POS_NCOLS];
+	bool		nulls[POS_NCOLS];
 
 	if (run->dry)
 	{
@@ -556,18 +394,20 @@ pos_translation_add(PosRun *run, PosModel *model, Datum remote, Datum local,
 	}
 
 	memset(nulls, false, sizeof(nulls));
-	values[COL_MODEL] = Int16GetDatum(model->id);
-	values[COL_DECISION] = CharGetDatum(created ? 'c' : 'm');
-	values[COL_RUN] = Int32GetDatum(run->id);
-	values[COL_REMOTE] = values[COL_REMOTE_TEXT] = remote;
-	values[COL_LOCAL] = values[COL_LOCAL_TEXT] = local;
-	nulls[COL_REMOTE] = !model->remote_int;
-	nulls[COL_REMOTE_TEXT] = model->remote_int;
-	nulls[COL_LOCAL] = !model->local_int;
-	nulls[COL_LOCAL_TEXT] = model->local_int;
-	nulls[COL_GONE] = true;
+	values[POS_COL_MODEL] = Int16GetDatum(model->id);
+	values[POS_COL_DECISION] = CharGetDatum(created ? 'c' : 'm');
+	values[POS_COL_RUN] = Int32GetDatum(run->id);
+	values[POS_COL_REMOTE] = values[POS_COL_REMOTE_TEXT] = remote;
+	values[POS_COL_LOCAL] = values[POS_COL_LOCAL_TEXT] = local;
+	nulls[POS_COL_REMOTE] = !model->remote_int;
+	nulls[POS_COL_REMOTE_TEXT] = model->remote_int;
+	nulls[POS_COL_LOCAL] = !model->local_int;
+	nulls[POS_COL_LOCAL_TEXT] = model->local_int;
+	nulls[POS_COL_GONE] = true;
 
 	open_bulk(run);
+	t->filled[pos_links_index_of(model, true)] = true;
+	t->filled[pos_links_index_of(model, false)] = true;
 	if (pos_bulk_put(t->bulk, values, nulls))
 		pos_bulk_flush(t->bulk);
 	model->has_translations = true;
@@ -659,9 +499,7 @@ pos_translation_settle(PosRun *run)
 
 	if (!t->rebuilds)
 		return;
-	t->rebuilds = false;
-	close_lookups(t);
-	pos_bulk_close(t->bulk);
-	t->bulk = NULL;
-	reopen_lookups(t);
+	pos_links_leave(t->links);
+	close_bulk(t);
+	pos_links_return(t->links);
 }
