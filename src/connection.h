@@ -399,6 +399,14 @@ typedef struct PosConnectionOps
 	void		(*pump) (PosConnection *connection);
 
 	/*
+	 * Sends the steps of the next write before those sent are received, but
+	 * not the end of its transaction: they come to nothing unless send is
+	 * called for them next, after receive.  If not, abandon has to be called.
+	 * Never fails.  NULL where a kind cannot do that.
+	 */
+	void		(*ahead) (PosConnection *connection, PosStep **steps, int nsteps);
+
+	/*
 	 * Waits until the steps sent are carried out.  A kept session that turns
 	 * out to be dead is replaced, and they are sent again.  An error leaves
 	 * the session usable unless the connection is lost; then the steps may
@@ -408,7 +416,10 @@ typedef struct PosConnectionOps
 	 */
 	void		(*receive) (PosConnection *connection);
 
-	/* Closes a session in which steps were sent whose answer nobody awaits. */
+	/*
+	 * Closes a session in which steps were sent whose answer nobody awaits,
+	 * or sent ahead; leaves any other alone.
+	 */
 	void		(*abandon) (PosConnection *connection);
 
 	/*

@@ -63,6 +63,7 @@ const PosConnectionOps pos_connection_postgres = {
 	.expect = pos_pg_expect_tables,
 	.send = pos_pg_write_send,
 	.pump = pos_pg_write_pump,
+	.ahead = pos_pg_write_ahead,
 	.receive = pos_pg_write_receive,
 	.abandon = pos_pg_write_abandon,
 	.received = received,

@@ -157,6 +157,9 @@ typedef struct PosPgSession
 	bool		ending;			/* the end of another transaction is received
 								 * first */
 	bool	   *pending;		/* see connection.h */
+	PosStep   **ahead;			/* those of the next one, if they are sent,
+								 * but for their end */
+	bool		ahead_sent;		/* all of these, as far as we know */
 	bool		repeated;		/* it has been sent before, on a connection
 								 * that was lost */
 
@@ -292,6 +295,7 @@ extern List *pos_pg_expect_tables(PosConnection *connection, PosTable **tables,
 extern void pos_pg_write_send(PosConnection *connection, PosStep **steps,
 							  int nsteps, bool *pending);
 extern void pos_pg_write_pump(PosConnection *connection);
+extern void pos_pg_write_ahead(PosConnection *connection, PosStep **steps, int nsteps);
 extern void pos_pg_write_receive(PosConnection *connection);
 extern void pos_pg_write_abandon(PosConnection *connection);
 

@@ -7,6 +7,9 @@
  * one batch at most is open, and what is prepared may rely on all that is sent
  * before: if that fails, the transaction is rolled back.
  *
+ * The rows of the next batch are sent as soon as they are prepared; what makes them
+ * count, the end of their transaction, is sent when the one here is committed.
+ *
  * The connection carries one write at a time.  Who has a question for the remote
  * asks here, and so waits for what flies.
  */
@@ -99,9 +102,12 @@ pos_flight_expect(PosPush *push)
  * transaction at hand, which may be rolled back and another one confirm it: with
  * the commit comes pos_flight_landed.  After an error push->landing tells if it is
  * that of the batch on its way.
+ *
+ * The rows of the next batch (or NULL) may follow it at once: they are there when it
+ * is known to have landed, and their transaction is ended by pos_flight_launch.
  */
 void
-pos_flight_land(PosPush *push)
+pos_flight_land(PosPush *push, PosFlight *next)
 {
 	PosFlight  *flight = push->flying;
 	MemoryContext old;
@@ -111,8 +117,12 @@ pos_flight_land(PosPush *push)
 	old = MemoryContextSwitchTo(flight->context);
 	if (!flight->arrived)
 	{
+		PosConnection *connection = flight->run->connection;
+
 		push->landing = true;
-		flight->run->connection->ops->receive(flight->run->connection);
+		if (next != NULL && next->steps.nsteps > 0 && connection->ops->ahead != NULL)
+			connection->ops->ahead(connection, next->steps.steps, next->steps.nsteps);
+		connection->ops->receive(connection);
 		push->landing = false;
 		flight->arrived = true;
 		flight->received =
@@ -134,6 +144,21 @@ pos_flight_land(PosPush *push)
 	MemoryContextSwitchTo(old);
 }
 
+/*
+ * The transaction that was to send the next batch has failed: what of it is at the
+ * remote comes to nothing.
+ */
+void
+pos_flight_retract(PosPush *push)
+{
+	PosFlight  *flight = push->flying;
+
+	push->confirmed = push->expected = false;
+	if (flight != NULL && flight->arrived &&
+		flight->run->connection->ops->ahead != NULL)
+		flight->run->connection->ops->abandon(flight->run->connection);
+}
+
 /* The transaction that confirmed a batch is committed: nothing flies. */
 void
 pos_flight_landed(PosPush *push)
@@ -151,7 +176,7 @@ pos_flight_ask(PosRun *run, PosSteps *steps)
 
 	if (steps->nsteps == 0)
 		return;
-	pos_flight_land(run->whole);
+	pos_flight_land(run->whole, NULL);
 	run->connection->ops->send(run->connection, steps->steps, steps->nsteps,
 							   &pending);
 	run->connection->ops->receive(run->connection);

@@ -110,9 +110,10 @@ pos_pg_query_settings(PosPgSession *session, bool writes)
 					" set_config('bytea_output', 'hex', true),"
 					" set_config('lc_monetary', 'C', true),"
 					" set_config('statement_timeout', '%d', true),"
-					" set_config('lock_timeout', '%d', true)%s",
+					" set_config('lock_timeout', '%d', true),"
+					" set_config('idle_in_transaction_session_timeout', '%d', true)%s",
 					writes ? "" : " set_config('search_path', 'pg_catalog', true),",
-					limit, limit,
+					limit, limit, limit,
 					PQserverVersion(session->conn) < 140000 ? "" :
 					", CASE WHEN version() LIKE '%linux%' THEN"
 					" set_config('client_connection_check_interval', '" CLIENT_CHECK "', true) END");

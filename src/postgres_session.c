@@ -97,6 +97,7 @@ void
 pos_pg_session_close(PosPgSession *session)
 {
 	session->base.broken = true;
+	session->ahead = NULL;
 	pos_pg_disconnect(session);
 	pos_pg_relation_forget(session);
 	pos_pg_session_forget_read(session);

@@ -157,7 +157,10 @@ pos_pg_answers(PosPgSession *session, int timeout)
 	forget_result(session);
 	while (PQisBusy(session->conn))
 	{
-		if (wait_socket(session->conn, WL_SOCKET_READABLE,
+		/* what is to be sent behind the question must not wait for the answer */
+		int			more = PQflush(session->conn) > 0 ? WL_SOCKET_WRITEABLE : 0;
+
+		if (wait_socket(session->conn, WL_SOCKET_READABLE | more,
 						deadline_after(timeout)) == 0)
 			return false;
 		if (!PQconsumeInput(session->conn))

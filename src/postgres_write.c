@@ -2,7 +2,9 @@
  * postgres_write.c
  *		Rows on their way to a remote PostgreSQL.
  *
- * All statements of a write go out in one pipeline between BEGIN and COMMIT.
+ * All statements of a write go out in one pipeline between BEGIN and COMMIT.  Those
+ * of the next one may follow before the answers have been read, without their COMMIT:
+ * so the remote is at work on them while it becomes clear whether that may be sent.
  */
 #include "postgres.h"
 
@@ -75,16 +77,21 @@ static void
 leave(PosPgSession *session)
 {
 	PGresult   *error = session->result;
+	int			ends = 1;
 
+	/* what was sent ahead has no end yet */
+	if (session->ahead != NULL && PQpipelineSync(session->conn))
+		ends++;
+	session->ahead = NULL;
 	if (error != NULL && PQstatus(session->conn) == CONNECTION_OK &&
 		!pos_pg_lost(session))
 	{
 		session->result = NULL;
 		do
 		{
-			(void) pos_pg_result(session);
-		} while (PQstatus(session->conn) == CONNECTION_OK &&
-				 PQresultStatus(session->result) != PGRES_PIPELINE_SYNC);
+			if (PQresultStatus(pos_pg_result(session)) == PGRES_PIPELINE_SYNC)
+				ends--;
+		} while (PQstatus(session->conn) == CONNECTION_OK && ends > 0);
 		PQclear(session->result);
 		session->result = error;
 		if (PQstatus(session->conn) == CONNECTION_OK)
@@ -177,24 +184,17 @@ take_result(PosPgSession *session, PosStep *step)
 	}
 }
 
-/*
- * Puts all steps on their way.  Whether that works is found out when their
- * results are read.
- */
-static void
-send_steps(PosPgSession *session)
+/* Puts steps on their way, in a transaction that has no end yet. */
+static bool
+send_steps(PosPgSession *session, PosStep **steps, int nsteps)
 {
-	bool		sent;
+	bool		sent = PQenterPipelineMode(session->conn) &&
+	send(session, "BEGIN", NULL) &&
+	send(session, pos_pg_query_settings(session, true), NULL);
 
-	*session->pending = true;
-	session->ending = session->state == POS_PG_ENDING;
-	session->state = POS_PG_WRITING;
-	session->command = "BEGIN";
-	sent = PQenterPipelineMode(session->conn) && send(session, "BEGIN", NULL) &&
-		send(session, pos_pg_query_settings(session, true), NULL);
-	for (int i = 0; i < session->nsteps && sent; i++)
+	for (int i = 0; i < nsteps && sent; i++)
 	{
-		PosStep    *step = session->steps[i];
+		PosStep    *step = steps[i];
 
 		sent = (step->kind != POS_STEP_CLAIM ||
 				send(session, pos_pg_statement_lock(session, step), NULL)) &&
@@ -203,8 +203,29 @@ send_steps(PosPgSession *session)
 			(!is_sent_again(step) ||
 			 send(session, pos_pg_statement_presence(session, step), step->rows));
 	}
+	return sent;
+}
+
+/* Puts the end of the steps on its way, too, if they are; from here on they count. */
+static void
+send_end(PosPgSession *session, bool sent)
+{
+	*session->pending = true;
 	session->sent = sent && send(session, "COMMIT", NULL) &&
 		PQpipelineSync(session->conn);
+}
+
+/*
+ * Puts the whole write on its way.  Whether that works is found out when the results
+ * are read.
+ */
+static void
+send_all(PosPgSession *session)
+{
+	session->ending = session->state == POS_PG_ENDING;
+	session->state = POS_PG_WRITING;
+	session->command = "BEGIN";
+	send_end(session, send_steps(session, session->steps, session->nsteps));
 }
 
 /*
@@ -234,9 +255,12 @@ receive_steps(PosPgSession *session, bool kept)
 	expect(session, PGRES_COMMAND_OK);
 	expect_end(session);
 	expect(session, PGRES_PIPELINE_SYNC);
-	if (!PQexitPipelineMode(session->conn))
+	if (session->ahead != NULL)
+		session->state = POS_PG_WRITING;
+	else if (PQexitPipelineMode(session->conn))
+		session->state = POS_PG_IDLE;
+	else
 		pos_pg_error(session);
-	session->state = POS_PG_IDLE;
 	return true;
 }
 
@@ -279,10 +303,35 @@ pos_pg_write_send(PosConnection *connection, PosStep **steps, int nsteps,
 	session->repeated = false;
 	*pending = false;
 	session->kept = session->state != POS_PG_CLOSED;
-	know_tables(session);		/* connects, if need be */
-	pos_pg_session_enter(session);
-	send_steps(session);
+	if (session->ahead == steps)
+	{
+		session->ahead = NULL;
+		session->ending = false;
+		pos_pg_session_enter(session);
+		send_end(session, session->ahead_sent);
+	}
+	else
+	{
+		know_tables(session);	/* connects, if need be */
+		pos_pg_session_enter(session);
+		send_all(session);
+	}
 	pos_pg_session_leave(session);
+}
+
+/* See connection.h: ahead */
+void
+pos_pg_write_ahead(PosConnection *connection, PosStep **steps, int nsteps)
+{
+	PosPgSession *session = (PosPgSession *) connection;
+
+	if (session->state != POS_PG_WRITING || !session->sent)
+		return;
+	for (int i = 0; i < nsteps; i++)
+		if (pos_pg_relation(session, steps[i]->table->remote) == NULL)
+			return;
+	session->ahead = steps;
+	session->ahead_sent = send_steps(session, steps, nsteps);
 }
 
 /* See connection.h: pump */
@@ -314,14 +363,14 @@ pos_pg_write_receive(PosConnection *connection)
 		pos_pg_session_close(session);
 		know_tables(session);
 		pos_pg_session_enter(session);
-		send_steps(session);
+		send_all(session);
 		if (!receive_steps(session, false))
 			pos_pg_error(session);	/* lost before it had ended what was
 									 * before */
 	}
 	*session->pending = false;
 	pos_pg_session_leave(session);
-	if (!session->options.keep_connections)
+	if (!session->options.keep_connections && session->ahead == NULL)
 		pos_pg_session_close(session);
 }
 

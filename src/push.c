@@ -106,7 +106,7 @@ load(PosRun *run, PosPush *push)
 	(void) run->connection->ops->expect(run->connection, tables, ntables);
 	push->late_keys = (run->connection->ops->capabilities & POS_CAP_LATE_KEYS) != 0;
 	if (push->late_keys)
-		pos_flight_land(push);	/* it tells the keys of its rows */
+		pos_flight_land(push, NULL);	/* it tells the keys of its rows */
 	pos_translation_open(run);
 	foreach(lc, run->tree->models)
 	{
@@ -170,7 +170,9 @@ send_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 	pos_translation_close(run);
 	pos_tree_close(run->tree);
 	pos_flight_expect(push);
-	pos_flight_land(push);
+	pos_flight_land(push, flight);
+	if (push->flying != NULL)
+		pos_fault_point("push ahead");
 	pos_fault_point("push bound");
 
 	/* whatever synchronous_commit says: the remote is going to have the keys */
@@ -187,7 +189,7 @@ static void
 land(PosPush *push)
 {
 	pos_transaction_begin();
-	pos_flight_land(push);
+	pos_flight_land(push, NULL);
 	pos_transaction_commit_lazily();	/* else it is sent again */
 	pos_flight_landed(push);
 }
@@ -253,7 +255,7 @@ try(PosPush *push, Action action, int ntxids, Datum *txids, PosAttempt attempt)
 			PG_RE_THROW();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
-		push->confirmed = push->expected = false;
+		pos_flight_retract(push);
 	}
 	PG_END_TRY();
 	return error;

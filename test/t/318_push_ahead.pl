@@ -1,0 +1,145 @@
+# The rows of a batch are at the master before it is known whether the one before it
+# has arrived, and come to nothing unless the till says so: whoever dies or refuses
+# in between, every sale arrives once, whole, and in order.
+
+use strict;
+use warnings FATAL => 'all';
+
+use Possync;
+use Possync::Proxy;
+use Possync::Sales;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(time usleep);
+
+my $master = Possync->cluster('master');
+my $till = Possync->cluster('till', 'restart_after_crash = on');
+my $proxy = Possync::Proxy->new($master->port);
+sales_master($master);
+sales_till($till, $proxy->port, first_key => 100);
+
+sub on_master { return $master->safe_psql('postgres', $_[0]); }
+sub on_till { return $till->safe_psql('postgres', $_[0]); }
+
+# So many sales in transactions of their own, of nine entries each
+my $sold = 0;
+sub sell
+{
+	my ($n) = @_;
+	on_till(join ';', map { $sold++; "SELECT sell('s' || to_char($sold, 'FM0000'), NULL, 3)" } 1 .. $n);
+	return;
+}
+
+sub all_there
+{
+	my ($test) = @_;
+	is_same($till, $master, $sales, "$test: every sale");
+	is(on_master($doubled) . on_master($broken), '', "$test: once and whole");
+	is(on_till('SELECT (SELECT count(*) FROM synchronize_batch), (SELECT count(*) FROM synchronize_queue)'), '0|0', "$test: nothing is left");
+	return;
+}
+
+# What the master has of this session: rows that are not committed are not seen
+sub idle { return on_master("SELECT count(*) FROM pg_stat_activity WHERE usename = 'clerk' AND state LIKE 'idle in transaction%'"); }
+
+on_till('ALTER DATABASE postgres SET possync.batch_entries = 40');
+
+# The commit of the till takes long: meanwhile the rows of the next batch are at the
+# master, and nobody sees them
+on_master(<<'EOC');
+CREATE TABLE arrived (number text, at timestamptz DEFAULT clock_timestamp());
+CREATE FUNCTION arrive() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO arrived VALUES (NEW.number); RETURN NEW; END $$;
+CREATE TRIGGER arrive BEFORE INSERT ON sale FOR EACH ROW EXECUTE FUNCTION arrive();
+GRANT INSERT ON arrived TO clerk;
+EOC
+sell(40);
+is(push_sales($till), 'ok', 'many batches');
+all_there('many batches');
+is(on_master('SELECT count(*), count(DISTINCT number) FROM arrived'), '40|40', 'each row was sent once');
+
+# Somebody dies when the next batch is there, and the end of it has not been sent
+for my $fault ('error', 'exit', 'kill')
+{
+	sell(40);
+	my $before = on_master('SELECT count(*) FROM sale');
+	on_till("ALTER DATABASE postgres SET possync.fault = '$fault: push ahead'");
+	push_sales($till);
+	for (1 .. 300)
+	{
+		my $status = eval { ($till->psql('postgres', 'SELECT 1'))[0] };
+		last if defined $status && $status == 0;
+		usleep(100_000);
+	}
+	$till->poll_query_until('postgres', q{SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type LIKE 'possync worker%')}) or die 'a push does not end';
+	on_till('ALTER DATABASE postgres RESET possync.fault');
+	$master->poll_query_until('postgres', q{SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE usename = 'clerk' AND state <> 'idle')}) or die 'the master is still at it';
+	my $after = on_master('SELECT count(*) FROM sale');
+	is(on_master($doubled) . on_master($broken), '', "$fault: what has arrived is whole");
+	cmp_ok($after, '<', $before + 40, "$fault: not all") if $fault ne 'error';
+	is(push_sales($till), 'ok', "$fault: pushed");
+	all_there($fault);
+}
+
+# One that is refused by its rows, and one that is refused by the end of its
+# transaction, while the next is there already
+on_master(<<'EOC');
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	IF NEW.number LIKE 'bad%' THEN RAISE EXCEPTION 'refused' USING ERRCODE = 'check_violation'; END IF;
+	RETURN NULL;
+END $$;
+EOC
+for my $when ('', 'DEFERRABLE INITIALLY DEFERRED')
+{
+	my $name = $when ? 'at the end' : 'at once';
+	on_master("DROP TRIGGER IF EXISTS refuse ON sale; CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON sale $when FOR EACH ROW EXECUTE FUNCTION refuse()");
+	sell(10);
+	on_till("SELECT sell('bad$name', NULL, 2)");
+	sell(30);
+	is(push_sales($till), 'ok', "refused $name");
+	is(on_till("SELECT string_agg(concat_ws(' ', reason, sqlstate), ', ') FROM possync_quarantine"), 'error 23514', "refused $name: it is held")
+	  or diag(on_till('SELECT * FROM possync_quarantine'));
+	is(on_master('SELECT count(*) FROM sale') + 1, on_till('SELECT count(*) FROM sale'), "refused $name: all others are there");
+	is(on_master($doubled) . on_master($broken), '', "refused $name: once and whole");
+	on_master('DROP TRIGGER refuse ON sale');
+	on_till("SELECT possync_retry(id) FROM possync_quarantine");
+	is(push_sales($till), 'ok', "refused $name: and now it is not");
+	all_there("refused $name");
+}
+
+# The network breaks after so many bytes
+for my $bytes (map { 4000 * $_ } 1 .. 12)
+{
+	sell(20);
+	$proxy->cut_after($bytes);
+	push_sales($till);
+	$proxy->pass;
+	sell(1);
+	my $done = '';
+	for (1 .. 10)
+	{
+		$done = push_sales($till);
+		last if $done eq 'ok';
+	}
+	is($done, 'ok', "cut after $bytes bytes");
+}
+all_there('cuts');
+
+# No way through, with rows of the next batch there: the master does not keep its
+# locks for ever
+on_till("ALTER SERVER hq OPTIONS (ADD statement_timeout '2s')");
+sell(40);
+$proxy->hole_after(30000);
+push_sales($till);
+my $start = time;
+$master->poll_query_until('postgres', q{SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE usename = 'clerk' AND (state LIKE 'idle in transaction%' OR state = 'active'))}) or die 'locks are kept';
+cmp_ok(time - $start, '<', 20, 'a session that hears nothing ends');
+$proxy->pass;
+$proxy->cut;
+my $done = '';
+for (1 .. 10) { $done = push_sales($till); last if $done eq 'ok'; }
+is($done, 'ok', 'after the hole');
+all_there('hole');
+is(idle(), 0, 'no transaction is left open');
+
+done_testing();
