@@ -262,15 +262,6 @@ history_text(const char *column)
 						SPI_fnumber(SPI_tuptable->tupdesc, column));
 }
 
-/* Returns the number of a model.  Errors if there is none of this name. */
-static int16
-find_model(const char *name)
-{
-	char	   *server;
-
-	return ((PosModel *) linitial(pos_config_models(name, &server)))->id;
-}
-
 /*
  * possync_push(model text, on_error text) returns synchronize_history
  *
@@ -307,7 +298,7 @@ possync_push(PG_FUNCTION_ARGS)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	id = pos_history_next_id();
-	pos_worker_push(fcinfo->flinfo->fn_oid, find_model(model), id);
+	pos_worker_push(fcinfo->flinfo->fn_oid, pos_config_id(model), id);
 
 	values[0] = Int32GetDatum(id);
 	if (pos_store_execute("SELECT * FROM @.synchronize_history WHERE id = $1",

@@ -248,6 +248,7 @@ inspect_tree(PosRun *run, const char *direction, const char *condition,
 	List	   *problems = NIL;
 	ListCell   *lc;
 
+	pos_config_positions(run->tree->models);
 	foreach(lc, run->tree->models)
 		problems = list_concat(problems, pos_tree_check(run->tree, lfirst(lc)));
 	pos_sync_report(run, problems);

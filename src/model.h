@@ -176,7 +176,6 @@ struct PosModel
 	/* the tree */
 	List	   *references;		/* of PosReference */
 	List	   *depends;		/* of PosModel, all that must come first */
-	List	   *children;		/* of PosModel */
 	PosComponent *component;
 	int			index;			/* Tarjan's numbers */
 	int			lowlink;
@@ -241,25 +240,29 @@ struct PosComponent
 typedef struct PosTree
 {
 	char	   *server;
-	List	   *configured;		/* of PosModel, all of the server */
+	List	   *configured;		/* of PosModel, all that were read */
+	struct known_hash *known;	/* the same by their tables, see config.c */
 	PosModel   *root;
 	List	   *models;			/* of PosModel, what others depend on first */
 	List	   *components;		/* of PosComponent, in the same order */
 } PosTree;
 
 /* in config.c */
-extern List *pos_config_models(const char *name, char **server);
+extern int16 pos_config_id(const char *name);
+extern PosModel *pos_config_root(PosTree *tree, const char *name);
+extern PosModel *pos_config_of_table(PosTree *tree, Oid relid);
+extern PosModel *pos_config_known(PosTree *tree, Oid relid);
+extern List *pos_config_models(PosTree *tree);
+extern List *pos_config_children(PosTree *tree, PosModel *model);
+extern void pos_config_fields(PosModel *model);
+extern void pos_config_positions(List *models);
 extern PosModel *pos_config_find(List *models, int16 id);
 extern Datum pos_config_ids(List *models);
-extern void pos_config_fields(List *models);
-extern void pos_config_children(List *models);
-extern void pos_config_positions(List *models);
 
 /* in tree.c */
 extern PosTree *pos_tree_load(const char *name, bool all);
 extern List *pos_tree_check(PosTree *tree, PosModel *model);
 extern void pos_tree_close(PosTree *tree);
-extern PosModel *pos_tree_find(List *models, Oid relid);
 
 /* in stage.c */
 extern void pos_stage_table(PosModel *model);

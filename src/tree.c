@@ -28,26 +28,11 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 /* How far a foreign key to a foreign key is followed */
 #define MAX_CHAIN 8
-
-/* Returns the model of a local table, or NULL. */
-PosModel *
-pos_tree_find(List *models, Oid relid)
-{
-	ListCell   *lc;
-
-	foreach(lc, models)
-	{
-		PosModel   *model = lfirst(lc);
-
-		if (model->relid == relid)
-			return model;
-	}
-	return NULL;
-}
 
 static PosField *
 find_field(PosModel *model, AttrNumber attnum)
@@ -59,8 +44,8 @@ find_field(PosModel *model, AttrNumber attnum)
 }
 
 /*
- * Opens a model's table, if it was not before, and completes its fields by what
- * the catalog says of their columns.
+ * Reads a model's fields, if they were not before, opens its table, and completes
+ * them by what the catalog says of their columns.
  */
 static void
 open_model(PosModel *model)
@@ -70,6 +55,7 @@ open_model(PosModel *model)
 	if (model->opened)
 		return;
 	model->opened = true;
+	pos_config_fields(model);
 	model->rel = try_table_open(model->relid, AccessShareLock);
 	if (model->rel == NULL)
 		return;
@@ -152,22 +138,27 @@ is_shadow(ForeignKeyCacheInfo *fk)
 }
 
 /*
- * Returns the model that a foreign key refers to, opened, or NULL.  A partition
- * stands for the table that it is a part of.
+ * Returns the table that a foreign key refers to, InvalidOid if that is said by
+ * another one.  A partition stands for the table that it is a part of.
+ */
+static Oid
+referenced_table(ForeignKeyCacheInfo *fk)
+{
+	if (!get_rel_relispartition(fk->confrelid))
+		return fk->confrelid;
+	return is_shadow(fk) ? InvalidOid :
+		llast_oid(get_partition_ancestors(fk->confrelid));
+}
+
+/*
+ * Returns the model that a foreign key refers to, opened, or NULL.
  */
 static PosModel *
-referenced_model(List *models, ForeignKeyCacheInfo *fk)
+referenced_model(PosTree *tree, ForeignKeyCacheInfo *fk)
 {
-	Oid			relid = fk->confrelid;
-	PosModel   *model;
+	Oid			relid = referenced_table(fk);
+	PosModel   *model = OidIsValid(relid) ? pos_config_of_table(tree, relid) : NULL;
 
-	if (get_rel_relispartition(relid))
-	{
-		if (is_shadow(fk))
-			return NULL;
-		relid = llast_oid(get_partition_ancestors(relid));
-	}
-	model = pos_tree_find(models, relid);
 	if (model != NULL)
 		open_model(model);
 	return model;
@@ -225,7 +216,7 @@ pick_columns(PosModel *model, int n, AttrNumber *columns,
 	return news ? npicked : 0;
 }
 
-static void follow_columns(List *models, PosModel *model, int n,
+static void follow_columns(PosTree *tree, PosModel *model, int n,
 						   AttrNumber *columns, PosModel *parent,
 						   AttrNumber *referenced, int depth);
 
@@ -234,7 +225,7 @@ static void follow_columns(List *models, PosModel *model, int n,
  * the columns of: to all of them or, if not whole, to some.
  */
 static void
-follow_foreign_key(List *models, PosModel *model, int n, AttrNumber *columns,
+follow_foreign_key(PosTree *tree, PosModel *model, int n, AttrNumber *columns,
 				   PosModel *parent, AttrNumber *referenced, int depth,
 				   ForeignKeyCacheInfo *fk, bool whole)
 {
@@ -248,9 +239,9 @@ follow_foreign_key(List *models, PosModel *model, int n, AttrNumber *columns,
 	if (npicked == 0 || (whole && npicked < fk->nkeys) ||
 		!takes_part(parent, fk))
 		return;
-	next = referenced_model(models, fk);
+	next = referenced_model(tree, fk);
 	if (next != NULL && next != parent)
-		follow_columns(models, model, npicked, picked, next, picked_next,
+		follow_columns(tree, model, npicked, picked, next, picked_next,
 					   depth + 1);
 }
 
@@ -263,7 +254,7 @@ follow_foreign_key(List *models, PosModel *model, int n, AttrNumber *columns,
  * As in find_references, keys of more columns come last.
  */
 static void
-follow_columns(List *models, PosModel *model, int n, AttrNumber *columns,
+follow_columns(PosTree *tree, PosModel *model, int n, AttrNumber *columns,
 			   PosModel *parent, AttrNumber *referenced, int depth)
 {
 	AttrNumber	key[INDEX_MAX_KEYS];
@@ -282,16 +273,16 @@ follow_columns(List *models, PosModel *model, int n, AttrNumber *columns,
 	for (int nkeys = 1; nkeys <= n; nkeys++)
 		foreach(lc, fks)
 			if (((ForeignKeyCacheInfo *) lfirst(lc))->nkeys == nkeys)
-			follow_foreign_key(models, model, n, columns, parent, referenced,
+			follow_foreign_key(tree, model, n, columns, parent, referenced,
 							   depth, lfirst(lc), true);
 	foreach(lc, fks)
-		follow_foreign_key(models, model, n, columns, parent, referenced, depth,
+		follow_foreign_key(tree, model, n, columns, parent, referenced, depth,
 						   lfirst(lc), false);
 }
 
 /* Turns one foreign key into references. */
 static void
-resolve_foreign_key(List *models, PosModel *model, ForeignKeyCacheInfo *fk,
+resolve_foreign_key(PosTree *tree, PosModel *model, ForeignKeyCacheInfo *fk,
 					PosModel *parent)
 {
 	bool		whole = fk->nkeys == parent->nkey;
@@ -302,7 +293,7 @@ resolve_foreign_key(List *models, PosModel *model, ForeignKeyCacheInfo *fk,
 		add_reference(model, parent, fk->conoid, fk->nkeys, fk->conkey,
 					  fk->confkey);
 	else
-		follow_columns(models, model, fk->nkeys, fk->conkey, parent,
+		follow_columns(tree, model, fk->nkeys, fk->conkey, parent,
 					   fk->confkey, 0);
 }
 
@@ -311,7 +302,7 @@ resolve_foreign_key(List *models, PosModel *model, ForeignKeyCacheInfo *fk,
  * a column shared by several foreign keys is supplied by its own.
  */
 static void
-find_references(List *models, PosModel *model)
+find_references(PosTree *tree, PosModel *model)
 {
 	List	   *fks = foreign_keys(model);
 	ListCell   *lc;
@@ -320,9 +311,12 @@ find_references(List *models, PosModel *model)
 		foreach(lc, fks)
 	{
 		ForeignKeyCacheInfo *fk = lfirst(lc);
-		PosModel   *parent = referenced_model(models, fk);
+		PosModel   *parent;
 
-		if (fk->nkeys != nkeys || parent == NULL || !takes_part(model, fk))
+		if (fk->nkeys != nkeys || !takes_part(model, fk))
+			continue;
+		parent = referenced_model(tree, fk);
+		if (parent == NULL)
 			continue;
 		if (parent->on_unknown == POS_IGNORE)
 		{
@@ -332,7 +326,7 @@ find_references(List *models, PosModel *model)
 			continue;
 		}
 		model->depends = list_append_unique_ptr(model->depends, parent);
-		resolve_foreign_key(models, model, fk, parent);
+		resolve_foreign_key(tree, model, fk, parent);
 	}
 }
 
@@ -368,7 +362,7 @@ visit(Walk *walk, PosModel *model)
 	check_stack_depth();
 	open_model(model);
 	if (model->rel != NULL)
-		find_references(walk->tree->configured, model);
+		find_references(walk->tree, model);
 	model->index = model->lowlink = ++walk->next_index;
 	model->on_stack = true;
 	walk->stack = lappend(walk->stack, model);
@@ -405,7 +399,7 @@ visit_children(Walk *walk, PosModel *model)
 {
 	ListCell   *lc;
 
-	foreach(lc, model->children)
+	foreach(lc, pos_config_children(walk->tree, model))
 	{
 		PosModel   *child = lfirst(lc);
 
@@ -440,26 +434,27 @@ mark_inner_references(PosTree *tree)
  * Loads the tree of a root model: configuration, local catalog, order; with
  * all, every other model of its server too.  Errors when there is no such
  * model; everything else that may be wrong is left to pos_tree_check.
+ *
+ * Models are read as the walk comes to them, so what this costs does not depend on
+ * how many others there are.
  */
 PosTree *
 pos_tree_load(const char *name, bool all)
 {
 	PosTree    *tree = palloc0(sizeof(PosTree));
-	List	   *models = pos_config_models(name, &tree->server);
 	Walk		walk = {.tree = tree};
 	ListCell   *lc;
 
-	pos_config_fields(models);
-	pos_config_children(models);
-	tree->configured = models;
-	tree->root = linitial(models);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	tree->root = pos_config_root(tree, name);
 	visit(&walk, tree->root);
 	visit_children(&walk, tree->root);
-	foreach(lc, models)
-		if (all && ((PosModel *) lfirst(lc))->index == 0)
-		visit(&walk, lfirst(lc));
+	if (all)
+		foreach(lc, pos_config_models(tree))
+			if (((PosModel *) lfirst(lc))->index == 0)
+			visit(&walk, lfirst(lc));
 	mark_inner_references(tree);
-	pos_config_positions(tree->models);
+	PopActiveSnapshot();
 	return tree;
 }
 
@@ -537,6 +532,15 @@ check_key(PosModel *model, List *sentences)
 	return sentences;
 }
 
+/* Whether a table is one of the tree's. */
+static bool
+is_in_tree(PosTree *tree, Oid relid)
+{
+	PosModel   *model = pos_config_known(tree, relid);
+
+	return model != NULL && model->component != NULL;
+}
+
 /* Adds a sentence for every foreign key that leads out of the configuration. */
 static List *
 check_foreign_keys(PosTree *tree, PosModel *model, List *sentences)
@@ -546,10 +550,10 @@ check_foreign_keys(PosTree *tree, PosModel *model, List *sentences)
 	foreach(lc, foreign_keys(model))
 	{
 		ForeignKeyCacheInfo *fk = lfirst(lc);
+		Oid			relid = referenced_table(fk);
 
-		if (!takes_part(model, fk) ||
-			referenced_model(tree->models, fk) != NULL ||
-			(get_rel_relispartition(fk->confrelid) && is_shadow(fk)))
+		if (!OidIsValid(relid) || !takes_part(model, fk) ||
+			is_in_tree(tree, relid))
 			continue;
 		sentences = lappend(sentences,
 							psprintf("table %s refers to %s, which is not configured for server \"%s\"; call possync_add_model('%s', server => '%s') again, or leave column \"%s\" out",

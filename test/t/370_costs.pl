@@ -27,6 +27,19 @@ sub rows_read
 	return on_till("SELECT $ways FROM pg_stat_user_tables WHERE relid = '$table'::regclass");
 }
 
+# Rows of the configuration that a poll takes
+sub poll_reads
+{
+	my ($model) = @_;
+
+	return on_till(<<"EOC");
+BEGIN;
+SELECT status || ' ' || rows_read FROM possync_pull('$model');
+SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables WHERE relname ~ '^synchronize_(model|field|child|position)\$';
+COMMIT;
+EOC
+}
+
 # What it takes to look at possync_status
 sub status_reads
 {
@@ -99,6 +112,7 @@ BEGIN
 		EXECUTE format('CREATE TABLE tree%s (id integer PRIMARY KEY)', i);
 		INSERT INTO synchronize_model (name, relation, server, remote, key_columns)
 		VALUES ('tree' || i, ('tree' || i)::regclass, 'hq', 'public.tree', '{id}');
+		INSERT INTO synchronize_field (model, name, remote, copy) SELECT max(id), 'id', 'id', true FROM synchronize_model;
 		INSERT INTO synchronize_history (model, server, direction, status, started_at)
 		VALUES ('tree' || i, 'hq', 'push', 'ok', now());
 	END LOOP;
@@ -112,6 +126,13 @@ SELECT seq_scan + coalesce(idx_scan, 0), trees, queued = (SELECT count(*) FROM s
 FROM pg_stat_xact_user_tables, seen WHERE relid = 'synchronize_queue'::regclass;
 COMMIT;
 EOC
+
+# Trees of one server, in a poll of one of them
+$master->safe_psql('postgres', 'CREATE TABLE tree (id integer PRIMARY KEY)');
+is(on_till("SELECT status FROM possync_pull('tree1')"), 'ok', 'one of many trees');
+my ($status, $reads) = split /\n/, poll_reads('tree1');
+is($status, 'ok 0', 'nothing is new');
+cmp_ok($reads, '<', 10, 'and the others are not read to find it');
 
 # Held transactions, in a push
 on_till(<<"EOC");
