@@ -124,9 +124,11 @@ typedef struct PosPgSession
 
 	char	   *source;			/* identity of the remote; NULL: not yet asked */
 	TimestampTz started;		/* when the server with that identity started */
-	List	   *relations;		/* PosPgRelation */
-	List	   *prepared;		/* names (char *) of statements prepared */
-	List	   *polled;			/* PosPgPolled */
+	MemoryContext relation_context; /* what is known of remote tables */
+	struct relations_hash *relations;	/* NULL: nothing */
+	MemoryContext poll_context; /* what polls have found out */
+	HTAB	   *prepared;		/* names of statements; NULL: there was none */
+	HTAB	   *polled;			/* PosPgPolled */
 
 	/* since begin */
 	MemoryContext read_context;
@@ -208,6 +210,8 @@ pos_noreturn extern void pos_pg_error(PosPgSession *session);
 /* in postgres_relation.c */
 extern PosPgRelation *pos_pg_relation(PosPgSession *session,
 									  const char *remote);
+extern void pos_pg_relation_keep(PosPgSession *session,
+								 PosPgRelation *relation);
 extern PosPgAttribute *pos_pg_attribute(PosPgRelation *relation,
 										const char *name);
 extern void pos_pg_relation_forget(PosPgSession *session);

@@ -113,7 +113,6 @@ static char *text_array(char **elements, int n);
 static PosPgRelation *make_relation(const char *remote);
 static void fill_relation(PosPgRelation *relation, PGresult *res, int first,
 						  int last);
-static void forget_relation(PosPgSession *session, const char *remote);
 static char *check_table(PosPgSession *session, PosPgRelation *relation,
 						 PosTable *table);
 static char *check_column(PosPgSession *session, PosPgRelation *relation,
@@ -159,14 +158,11 @@ pos_pg_describe_result(PosPgSession *session, PosTable **tables, int ntables)
 			   atoi(PQgetvalue(res, row, D_TABLE)) == i + 1)
 			row++;
 
-		forget_relation(session, tables[i]->remote);
 		relation = make_relation(tables[i]->remote);
 		old = MemoryContextSwitchTo(relation->context);
 		fill_relation(relation, res, first, row);
-		MemoryContextSwitchTo(session->base.context);
-		session->relations = lappend(session->relations, relation);
-		MemoryContextSetParent(relation->context, session->base.context);
 		MemoryContextSwitchTo(old);
+		pos_pg_relation_keep(session, relation);
 	}
 }
 
@@ -434,17 +430,6 @@ fill_relation(PosPgRelation *relation, PGresult *res, int first, int last)
 		if (!PQgetisnull(res, row, D_UNIQUE))
 			attribute->unique = pstrdup(PQgetvalue(res, row, D_UNIQUE));
 	}
-}
-
-static void
-forget_relation(PosPgSession *session, const char *remote)
-{
-	PosPgRelation *relation = pos_pg_relation(session, remote);
-
-	if (relation == NULL)
-		return;
-	session->relations = list_delete_ptr(session->relations, relation);
-	MemoryContextDelete(relation->context);
 }
 
 static char *

@@ -37,6 +37,18 @@
 #define QUIET_POLLS 2
 
 /*
+ * Stands for some tables and their positions: in that state nothing had changed in a
+ * snapshot.
+ */
+typedef struct PosPgPolled
+{
+	uint64		tables;			/* must be first */
+	uint64		positions;
+	char	   *snapshot;
+	int			quiet;			/* polls since that saw the same one */
+} PosPgPolled;
+
+/*
  * What the statement tells before it comes to the tables.  On a standby a snapshot
  * does not tell which transactions run, so the same may show more.
  */
@@ -58,6 +70,33 @@ enum
 	P_TABLES
 };
 
+/* Before the first poll of a connection: the tables for what is found out. */
+static void
+make_tables(PosPgSession *session)
+{
+	HASHCTL		prepared = {.keysize = NAMEDATALEN,.entrysize = NAMEDATALEN};
+	HASHCTL		polled = {.keysize = sizeof(uint64),.entrysize = sizeof(PosPgPolled)};
+	MemoryContext context = AllocSetContextCreate(session->base.context,
+												  "possync polls",
+												  ALLOCSET_SMALL_SIZES);
+
+	session->poll_context = prepared.hcxt = polled.hcxt = context;
+	session->prepared = hash_create("possync prepared", 16, &prepared,
+									HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+	session->polled = hash_create("possync polled", 16, &polled,
+								  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+/* Forgets what polls have found out. */
+void
+pos_pg_poll_forget(PosPgSession *session)
+{
+	if (session->poll_context != NULL)
+		MemoryContextDelete(session->poll_context);
+	session->poll_context = NULL;
+	session->prepared = session->polled = NULL;
+}
+
 /*
  * A name that no other text has: session-wide it stands for it, whoever prepared
  * it.
@@ -71,29 +110,6 @@ name_of(const char *sql)
 	return psprintf("possync_%016llx%016llx",
 					(unsigned long long) hash_bytes_extended(text, len, 0),
 					(unsigned long long) hash_bytes_extended(text, len, 1));
-}
-
-static bool
-is_prepared(PosPgSession *session, const char *name)
-{
-	ListCell   *lc;
-
-	foreach(lc, session->prepared)
-		if (strcmp(lfirst(lc), name) == 0)
-		return true;
-	return false;
-}
-
-static void
-remember(PosPgSession *session, const char *name)
-{
-	MemoryContext old;
-
-	if (is_prepared(session, name))
-		return;
-	old = MemoryContextSwitchTo(session->base.context);
-	session->prepared = lappend(session->prepared, pstrdup(name));
-	MemoryContextSwitchTo(old);
 }
 
 /*
@@ -177,55 +193,34 @@ await(PosPgSession *session)
 }
 
 /*
- * Stands for some tables and their positions: in that state nothing had changed in a
- * snapshot.
+ * Returns what is known of some tables, and what their positions are.  If nothing is
+ * known, returns NULL or makes an entry that says nothing.
  */
-typedef struct PosPgPolled
-{
-	uint64		tables;
-	uint64		positions;
-	char	   *snapshot;
-	int			quiet;			/* polls since that saw the same one */
-} PosPgPolled;
-
-/* Returns what is known of some tables, NULL if nothing is. */
 static PosPgPolled *
 find_polled(PosPgSession *session, PosTable **tables, int ntables,
-			uint64 *names, uint64 *positions)
+			uint64 *positions, bool make)
 {
-	ListCell   *lc;
+	uint64		names = 0;
+	PosPgPolled *polled;
+	bool		found;
 
-	*names = *positions = 0;
+	*positions = 0;
 	for (int i = 0; i < ntables; i++)
 	{
 		const char *name = tables[i]->remote;
 		const char *position = tables[i]->position == NULL ? "" : tables[i]->position;
 
-		*names = hash_bytes_extended((const unsigned char *) name, strlen(name), *names);
+		names = hash_bytes_extended((const unsigned char *) name, strlen(name), names);
 		*positions = hash_bytes_extended((const unsigned char *) position,
 										 strlen(position), *positions);
 	}
-	foreach(lc, session->polled)
-	{
-		PosPgPolled *polled = lfirst(lc);
-
-		if (polled->tables == *names)
-			return polled;
-	}
-	return NULL;
-}
-
-/* Forgets what is known of the states of tables. */
-void
-pos_pg_poll_forget(PosPgSession *session)
-{
-	ListCell   *lc;
-
-	foreach(lc, session->polled)
-		if (((PosPgPolled *) lfirst(lc))->snapshot != NULL)
-		pfree(((PosPgPolled *) lfirst(lc))->snapshot);
-	list_free_deep(session->polled);
-	session->polled = NIL;
+	if (session->poll_context == NULL)
+		make_tables(session);
+	polled = hash_search(session->polled, &names, make ? HASH_ENTER : HASH_FIND,
+						 &found);
+	if (make && !found)
+		polled->snapshot = NULL;
+	return polled;
 }
 
 /*
@@ -237,23 +232,16 @@ void
 pos_pg_poll_remember(PosPgSession *session, PosTable **tables, int ntables,
 					 const char *snapshot)
 {
-	uint64		names;
 	uint64		positions;
-	PosPgPolled *polled = find_polled(session, tables, ntables, &names, &positions);
-	MemoryContext old = MemoryContextSwitchTo(session->base.context);
+	PosPgPolled *polled = find_polled(session, tables, ntables, &positions, true);
 
-	if (polled == NULL)
-	{
-		polled = palloc0(sizeof(PosPgPolled));
-		polled->tables = names;
-		session->polled = lappend(session->polled, polled);
-	}
 	if (polled->snapshot != NULL)
 		pfree(polled->snapshot);
-	polled->snapshot = snapshot == NULL ? NULL : pstrdup(snapshot);
+	polled->snapshot = NULL;
+	if (snapshot != NULL)
+		polled->snapshot = MemoryContextStrdup(session->poll_context, snapshot);
 	polled->positions = positions;
 	polled->quiet = 0;
-	MemoryContextSwitchTo(old);
 }
 
 /* Whether the snapshot of the last answer is one that is remembered. */
@@ -273,7 +261,7 @@ ask(PosPgSession *session, const char *sql, int nvalues, const char **values,
 	int nanswers)
 {
 	char	   *name = name_of(sql);
-	bool		prepare = !is_prepared(session, name);
+	bool		prepare = hash_search(session->prepared, name, HASH_FIND, NULL) == NULL;
 
 	session->command = sql;
 	for (int i = 0; i < TRIES; i++)
@@ -287,7 +275,7 @@ ask(PosPgSession *session, const char *sql, int nvalues, const char **values,
 		{
 			if (pos_pg_result(session) != NULL)
 				pos_pg_error(session);
-			remember(session, name);
+			(void) hash_search(session->prepared, name, HASH_ENTER, NULL);
 		}
 		if (sqlstate != NULL && *sqlstate == '\0' &&
 			(sqlstate = await(session)) != NULL && *sqlstate == '\0')
@@ -300,7 +288,7 @@ ask(PosPgSession *session, const char *sql, int nvalues, const char **values,
 
 		if (strcmp(sqlstate, "42P05") == 0) /* duplicate_prepared_statement */
 		{
-			remember(session, name);
+			(void) hash_search(session->prepared, name, HASH_ENTER, NULL);
 			prepare = false;
 		}
 		else if (strcmp(sqlstate, "26000") == 0)	/* there is none */
@@ -334,7 +322,6 @@ pos_pg_poll(PosPgSession *session, PosTable **tables, int ntables)
 {
 	const char **values = palloc(sizeof(char *) * (ntables + 1));
 	bool		logged = false;
-	uint64		names;
 	uint64		positions;
 	PosPgPolled *polled;
 	PosPgPoll	result;
@@ -343,7 +330,7 @@ pos_pg_poll(PosPgSession *session, PosTable **tables, int ntables)
 
 	for (int i = 0; i < ntables; i++)
 		logged = logged || pos_pg_position_snapshot(session, tables[i]) != NULL;
-	polled = find_polled(session, tables, ntables, &names, &positions);
+	polled = find_polled(session, tables, ntables, &positions, false);
 	if (polled != NULL && (polled->positions != positions || polled->snapshot == NULL))
 		polled = NULL;
 	if (polled != NULL && polled->quiet >= QUIET_POLLS)

@@ -5,8 +5,27 @@
  */
 #include "postgres.h"
 
+#include "common/hashfn.h"
 #include "connection_postgres.h"
 #include "utils/memutils.h"
+
+typedef struct RelationEntry
+{
+	const char *remote;
+	char		status;
+	PosPgRelation *relation;
+} RelationEntry;
+
+#define SH_PREFIX relations
+#define SH_ELEMENT_TYPE RelationEntry
+#define SH_KEY_TYPE const char *
+#define SH_KEY remote
+#define SH_HASH_KEY(tb, key) hash_bytes((const unsigned char *) (key), strlen(key))
+#define SH_EQUAL(tb, a, b) (strcmp(a, b) == 0)
+#define SH_SCOPE static inline
+#define SH_DECLARE
+#define SH_DEFINE
+#include "lib/simplehash.h"
 
 /*
  * Returns what a session knows of a remote table, NULL if it never looked.
@@ -14,17 +33,34 @@
 PosPgRelation *
 pos_pg_relation(PosPgSession *session, const char *remote)
 {
-	ListCell   *lc;
+	RelationEntry *entry = session->relations == NULL ? NULL :
+	relations_lookup(session->relations, remote);
 
-	foreach(lc, session->relations)
+	return entry == NULL ? NULL : entry->relation;
+}
+
+/*
+ * Keeps a description, in place of an older one of the same table.
+ */
+void
+pos_pg_relation_keep(PosPgSession *session, PosPgRelation *relation)
+{
+	RelationEntry *entry;
+	bool		found;
+
+	if (session->relations == NULL)
 	{
-		PosPgRelation *relation = (PosPgRelation *) lfirst(lc);
-
-		if (strcmp(relation->remote, remote) == 0)
-			return relation;
+		session->relation_context =
+			AllocSetContextCreate(session->base.context, "possync relations",
+								  ALLOCSET_SMALL_SIZES);
+		session->relations = relations_create(session->relation_context, 16, NULL);
 	}
-
-	return NULL;
+	entry = relations_insert(session->relations, relation->remote, &found);
+	if (found)
+		MemoryContextDelete(entry->relation->context);
+	entry->remote = relation->remote;
+	entry->relation = relation;
+	MemoryContextSetParent(relation->context, session->relation_context);
 }
 
 /*
@@ -48,10 +84,8 @@ pos_pg_attribute(PosPgRelation *relation, const char *name)
 void
 pos_pg_relation_forget(PosPgSession *session)
 {
-	ListCell   *lc;
-
-	foreach(lc, session->relations)
-		MemoryContextDelete(((PosPgRelation *) lfirst(lc))->context);
-	list_free(session->relations);
-	session->relations = NIL;
+	if (session->relations != NULL)
+		MemoryContextDelete(session->relation_context);
+	session->relation_context = NULL;
+	session->relations = NULL;
 }

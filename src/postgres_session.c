@@ -104,8 +104,6 @@ pos_pg_session_close(PosPgSession *session)
 	if (session->source != NULL)
 		pfree(session->source);
 	session->source = NULL;
-	list_free_deep(session->prepared);
-	session->prepared = NIL;
 	pos_pg_poll_forget(session);
 }
 
