@@ -10,7 +10,8 @@
  * in synchronize_schedule.
  *
  * Between jobs the process sleeps until the next one is due, the configuration
- * has changed, or something was queued.
+ * has changed, or something was queued.  It keeps its jobs in the order in which they
+ * are due: to run one does not take a look at all others.
  */
 #include "possync.h"
 
@@ -19,6 +20,7 @@
 #include "commands/async.h"
 #include "common/pg_prng.h"
 #include "executor/spi.h"
+#include "lib/pairingheap.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "process.h"
@@ -36,6 +38,12 @@
 #include "utils/timestamp.h"
 #include "worker.h"
 
+/*
+ * How often jobs are read, in ms, though nobody has said that they changed: who
+ * commits a prepared transaction, or has triggers switched off, does not.
+ */
+#define READ_MS			(60 * 1000)
+
 /* How often history is trimmed, and how often time is looked at, in ms */
 #define TRIM_MS			(60 * 60 * 1000)
 
@@ -44,6 +52,7 @@
 
 typedef struct Job
 {
+	pairingheap_node node;
 	int16		model;
 	char	   *name;
 	int64		every;			/* microseconds */
@@ -66,6 +75,9 @@ typedef struct Outcome
 extern PGDLLEXPORT void possync_runner_main(Datum argument);
 
 static PosProcess me;
+
+/* The jobs, the next one first */
+static pairingheap *jobs;
 static MemoryContext jobs_context;
 
 /* Jobs are gone with the extension, or with the role's last one. */
@@ -85,16 +97,32 @@ set_identity(Datum *values)
 	values[2] = CStringGetTextDatum(me.push ? "push" : "pull");
 }
 
+/* Orders jobs by when they run next; what is greatest comes first. */
+static int
+compare_jobs(const pairingheap_node *a, const pairingheap_node *b, void *arg)
+{
+	const Job  *left = pairingheap_const_container(Job, node, a);
+	const Job  *right = pairingheap_const_container(Job, node, b);
+
+	if (left->next_run != right->next_run)
+		return left->next_run < right->next_run ? 1 : -1;
+	return right->model - left->model;
+}
+
+static Job *
+first_job(void)
+{
+	return pairingheap_container(Job, node, pairingheap_first(jobs));
+}
+
 /* Reads the jobs of this process. */
-static List *
+static void
 read_jobs(void)
 {
-	List	   *jobs = NIL;
 	Oid			types[] = {OIDOID, OIDOID, TEXTOID};
 	Datum		values[3];
 	uint64		n;
 
-	MemoryContextReset(jobs_context);
 	pos_transaction_begin();
 	if (!pos_process_find_store())
 		leave();
@@ -108,10 +136,13 @@ read_jobs(void)
 						  " JOIN pg_foreign_server f ON f.srvname = m.server"
 						  " WHERE s.owner = $1 AND f.oid = $2"
 						  " AND s.direction = $3 AND NOT s.paused"
-						  " AND s.home = (SELECT @._possync_home())"
-						  " ORDER BY s.next_run, s.model",
+						  " AND s.home = (SELECT @._possync_home())",
 						  3, types, values, NULL);
+	if (n == 0)
+		leave();
+	MemoryContextReset(jobs_context);
 	MemoryContextSwitchTo(jobs_context);
+	jobs = pairingheap_allocate(compare_jobs, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[i];
@@ -120,19 +151,15 @@ read_jobs(void)
 		bool		isnull;
 
 		job->model = DatumGetInt16(SPI_getbinval(tuple, desc, 1, &isnull));
-		job->name = MemoryContextStrdup(jobs_context, SPI_getvalue(tuple, desc, 2));
+		job->name = SPI_getvalue(tuple, desc, 2);
 		job->every = DatumGetInt64(SPI_getbinval(tuple, desc, 3, &isnull));
 		job->jitter = DatumGetInt64(SPI_getbinval(tuple, desc, 4, &isnull));
 		job->next_run = DatumGetTimestampTz(SPI_getbinval(tuple, desc, 5, &isnull));
 		job->failures = DatumGetInt32(SPI_getbinval(tuple, desc, 6, &isnull));
 		job->permanent = DatumGetBool(SPI_getbinval(tuple, desc, 7, &isnull));
-		jobs = lappend(jobs, job);
+		pairingheap_add(jobs, &job->node);
 	}
 	pos_transaction_commit();
-	MemoryContextSwitchTo(jobs_context);
-	if (jobs == NIL)
-		leave();
-	return jobs;
 }
 
 /*
@@ -179,10 +206,10 @@ begin_job(Job *job)
 	pos_transaction_begin();
 	values[0] = Int16GetDatum(job->model);
 	values[1] = CStringGetTextDatum(me.push ? "push" : "pull");
-	pos_store_execute("UPDATE @.synchronize_schedule"
-					  " SET started_at = clock_timestamp()"
-					  " WHERE model = $1 AND direction = $2",
-					  2, types, values, NULL);
+	pos_store_execute_as(POS_PLAN_LOOK_UP, "UPDATE @.synchronize_schedule"
+						 " SET started_at = clock_timestamp()"
+						 " WHERE model = $1 AND direction = $2",
+						 2, types, values, NULL);
 	pos_transaction_commit_lazily();
 }
 
@@ -244,13 +271,13 @@ finish_job(Job *job, Outcome *outcome)
 		values[6] = CStringGetTextDatum(unpack_sql_state(outcome->sqlerrcode));
 		values[7] = CStringGetTextDatum(outcome->error);
 	}
-	pos_store_execute("UPDATE @.synchronize_schedule"
-					  " SET started_at = NULL, next_run = $3, failures = $4,"
-					  " permanent = $5, run = coalesce($6, run), sqlstate = $7,"
-					  " error = $8, succeeded_at = CASE WHEN $7 IS NULL"
-					  " THEN clock_timestamp() ELSE succeeded_at END"
-					  " WHERE model = $1 AND direction = $2",
-					  8, types, values, nulls);
+	pos_store_execute_as(POS_PLAN_LOOK_UP, "UPDATE @.synchronize_schedule"
+						 " SET started_at = NULL, next_run = $3, failures = $4,"
+						 " permanent = $5, run = coalesce($6, run), sqlstate = $7,"
+						 " error = $8, succeeded_at = CASE WHEN $7 IS NULL"
+						 " THEN clock_timestamp() ELSE succeeded_at END"
+						 " WHERE model = $1 AND direction = $2",
+						 8, types, values, nulls);
 	if (outcome->run != 0)
 		notify(job, outcome);
 }
@@ -410,30 +437,46 @@ is_due(Job *job, TimestampTz now, uint32 woken)
 }
 
 /*
- * Runs what is due.  A server that cannot be reached is not asked again by the
- * other jobs.  Returns how long to wait, in milliseconds.
+ * Runs what is due, which are the first ones, or with all may be any.  A server that
+ * cannot be reached is not asked again by the other jobs.  Returns how long to wait,
+ * in milliseconds.
  */
 static long
-run_jobs(List *jobs, uint32 woken)
+run_jobs(uint32 woken, bool all)
 {
 	TimestampTz next = PG_INT64_MAX;
+	List	   *passed = NIL;
 	ListCell   *lc;
 
-	foreach(lc, jobs)
+	while (next == PG_INT64_MAX && !pairingheap_is_empty(jobs))
 	{
-		Job		   *job = lfirst(lc);
+		Job		   *job = first_job();
+		bool		due = is_due(job, GetCurrentTimestamp(), woken);
 
-		if (is_due(job, GetCurrentTimestamp(), woken))
-			run_job(job);
-		next = Min(next, job->next_run);
-		if (job->failures > 0 && !job->permanent && lnext(jobs, lc) != NULL)
-		{
-			next = job->next_run;
+		if (!due && !all)
 			break;
-		}
+		(void) pairingheap_remove_first(jobs);
+		passed = lappend(passed, job);
+		if (due)
+			run_job(job);
+		if (job->failures > 0 && !job->permanent && !pairingheap_is_empty(jobs))
+			next = job->next_run;
 	}
+	foreach(lc, passed)
+		pairingheap_add(jobs, &((Job *) lfirst(lc))->node);
+	if (next == PG_INT64_MAX)
+		next = first_job()->next_run;
 	return Min(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next),
 			   TRIM_MS);
+}
+
+/* Whether something happened longer ago than so many ms, or is to happen yet. */
+static bool
+is_past(TimestampTz then, int milliseconds)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	return then > now || TimestampDifferenceExceeds(then, now, milliseconds);
 }
 
 /*
@@ -489,6 +532,8 @@ void
 possync_runner_main(Datum argument)
 {
 	TimestampTz trimmed_at;
+	TimestampTz read_at = 0;
+	MemoryContext turn;
 
 	pos_process_enter(&me);
 	if (me.push)
@@ -497,6 +542,8 @@ possync_runner_main(Datum argument)
 					PGC_USERSET, PGC_S_OVERRIDE);
 	jobs_context = AllocSetContextCreate(TopMemoryContext, "possync jobs",
 										 ALLOCSET_DEFAULT_SIZES);
+	turn = AllocSetContextCreate(TopMemoryContext, "possync turn",
+								 ALLOCSET_DEFAULT_SIZES);
 	pos_history_merge_idle = true;
 	pos_parts_allowed = true;
 	note_interrupted();
@@ -504,10 +551,18 @@ possync_runner_main(Datum argument)
 	for (;;)
 	{
 		uint32		woken = pos_shared_woken();
-		long		wait = run_jobs(read_jobs(), woken);
+		bool		read = (woken & POS_WAKE_CONFIG) || is_past(read_at, READ_MS);
+		long		wait;
 
-		if (TimestampDifferenceExceeds(trimmed_at, GetCurrentTimestamp(), TRIM_MS) ||
-			trimmed_at > GetCurrentTimestamp())
+		if (read)
+		{
+			read_at = GetCurrentTimestamp();
+			read_jobs();
+		}
+		MemoryContextReset(turn);
+		MemoryContextSwitchTo(turn);
+		wait = run_jobs(woken, read || woken != 0);
+		if (is_past(trimmed_at, TRIM_MS))
 		{
 			trim_history();
 			trimmed_at = GetCurrentTimestamp();

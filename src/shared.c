@@ -99,7 +99,7 @@ startup(void)
 
 /*
  * A transaction that aborts wakes nobody.  One that is prepared is committed by
- * somebody who does not know: it is found by the next run.
+ * somebody who does not know: it is found when jobs are read the next time.
  */
 static void
 at_end(XactEvent event, void *arg)

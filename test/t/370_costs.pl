@@ -152,4 +152,16 @@ is($master->safe_psql('postgres', q{SELECT number FROM sale WHERE number IN ('la
 
 is(rows_read('synchronize_queue', 'seq_scan') - $before, 0, 'nor is the whole queue read to know their rows');
 
+# Jobs of one server, in a run of one of them
+$till->append_conf('postgresql.conf', "shared_preload_libraries = 'possync'");
+$till->restart;
+on_till("SELECT possync_schedule('tree' || i, 'pull', every => '2 seconds', jitter => '2 seconds') FROM generate_series(1, 50) i");
+my $jobs = q{SELECT n_tup_upd, seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'synchronize_schedule'};
+my $written = q{(SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'synchronize_schedule')};
+$till->poll_query_until('postgres', "SELECT count(DISTINCT model) = 50 FROM synchronize_history WHERE model LIKE 'tree%' AND direction = 'pull' AND status = 'ok'") or die 'jobs do not run';
+my ($updates, $read) = split /\|/, on_till($jobs);
+$till->poll_query_until('postgres', "SELECT $written > $updates + 300") or die 'jobs do not run any more';
+my ($later, $more) = split /\|/, on_till($jobs);
+cmp_ok(($more - $read) / ($later - $updates), '<', 5, 'the others are not read to run one');
+
 done_testing();
