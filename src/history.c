@@ -16,6 +16,7 @@
 #include "run.h"
 #include "store.h"
 #include "utils/builtins.h"
+#include "utils/hsearch.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
@@ -149,10 +150,15 @@ bool		pos_history_merge_idle = false;
 /* How long one row of history may stand for runs that found nothing, in ms */
 #define IDLE_MS			(60 * 60 * 1000)
 
-/* The last run of this process that found nothing, and of what */
-static int32 idle_run = 0;
-static TimestampTz idle_since;
-static char idle_model[NAMEDATALEN * 2];
+/* The last run of this process that found nothing, of each model */
+typedef struct Idle
+{
+	char		model[NAMEDATALEN * 2]; /* hash key; longer names do without */
+	int32		run;
+	TimestampTz since;
+} Idle;
+
+static HTAB *idles = NULL;
 
 /*
  * The row of history, and where its values come from: in the order of the table's
@@ -189,6 +195,19 @@ is_idle(PosRun *run, PosCounts *total, ErrorData *error)
 		total->read + total->deleted + total->left_out == 0;
 }
 
+/* Returns what is remembered of a model, or room for it. */
+static Idle *
+find_idle(const char *model, bool *found)
+{
+	HASHCTL		control = {.keysize = sizeof(((Idle *) NULL)->model),
+	.entrysize = sizeof(Idle)};
+
+	if (idles == NULL)
+		idles = hash_create("possync idle runs", 16, &control,
+							HASH_ELEM | HASH_STRINGS);
+	return hash_search(idles, model, HASH_ENTER, found);
+}
+
 /*
  * Notes a run that found nothing in the row of the last one that did.  Returns
  * false if there is none.
@@ -199,13 +218,15 @@ merge_idle(PosRun *run, const char *model, TimestampTz started)
 	Oid			types[] = {INT4OID, TIMESTAMPTZOID, INT8OID, INT8OID};
 	Datum		values[4];
 	char		nulls[5] = "    ";
+	Idle	   *idle;
+	bool		found;
 
-	if (!pos_history_merge_idle)
+	if (!pos_history_merge_idle || strlen(model) >= sizeof(idle->model))
 		return false;
-	if (idle_run != 0 && strcmp(idle_model, model) == 0 &&
-		!TimestampDifferenceExceeds(idle_since, started, IDLE_MS))
+	idle = find_idle(model, &found);
+	if (found && !TimestampDifferenceExceeds(idle->since, started, IDLE_MS))
 	{
-		values[0] = Int32GetDatum(idle_run);
+		values[0] = Int32GetDatum(idle->run);
 		values[1] = TimestampTzGetDatum(run->snapshot.complete);
 		nulls[1] = run->has_snapshot ? ' ' : 'n';
 		values[2] = Int64GetDatum((int64) run->received);
@@ -223,9 +244,8 @@ merge_idle(PosRun *run, const char *model, TimestampTz started)
 							  " RETURNING *", 4, types, values, nulls) == 1)
 			return true;
 	}
-	idle_run = run->id;
-	idle_since = started;
-	strlcpy(idle_model, model, sizeof(idle_model));
+	idle->run = run->id;
+	idle->since = started;
 	return false;
 }
 

@@ -163,5 +163,7 @@ my ($updates, $read) = split /\|/, on_till($jobs);
 $till->poll_query_until('postgres', "SELECT $written > $updates + 300") or die 'jobs do not run any more';
 my ($later, $more) = split /\|/, on_till($jobs);
 cmp_ok(($more - $read) / ($later - $updates), '<', 5, 'the others are not read to run one');
+is(on_till("SELECT max(n) FROM (SELECT count(*) FILTER (WHERE runs > 1) AS n FROM synchronize_history WHERE model LIKE 'tree%' AND direction = 'pull' GROUP BY model) h"), '1', 'and what each finds nothing in shares a row of history');
+cmp_ok(on_till("SELECT count(*) FROM synchronize_history WHERE model LIKE 'tree%' AND direction = 'pull' AND rows_read = 0"), '<=', 110, 'for all of them');
 
 done_testing();
