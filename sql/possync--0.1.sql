@@ -16,6 +16,7 @@ CREATE TABLE @extschema@.synchronize_model (
 	name text NOT NULL UNIQUE,
 	relation regclass NOT NULL,
 	server name NOT NULL,
+	lane smallint NOT NULL CHECK (lane > 0),
 	remote text NOT NULL,
 	key_columns name[] NOT NULL
 		CHECK (cardinality(key_columns) BETWEEN 1 AND 32 AND array_position(key_columns, NULL) IS NULL),
@@ -37,6 +38,7 @@ CREATE TABLE @extschema@.synchronize_model (
 );
 
 COMMENT ON TABLE @extschema@.synchronize_model IS 'a local table with its remote counterpart';
+COMMENT ON COLUMN @extschema@.synchronize_model.lane IS 'where in the queue its changes wait: models of one server share a lane, which no other server uses';
 COMMENT ON COLUMN @extschema@.synchronize_model.remote IS 'the remote table, written as the remote would: schema.table';
 COMMENT ON COLUMN @extschema@.synchronize_model.key_columns IS 'local columns that identify a row: the primary key or a unique constraint over columns that are not null';
 COMMENT ON COLUMN @extschema@.synchronize_model.on_unknown IS 'what may happen to a row whose counterpart is not known: match_create, match, create or ignore';
@@ -248,7 +250,8 @@ COMMENT ON COLUMN @extschema@.synchronize_quarantine.candidates IS 'keys between
 COMMENT ON COLUMN @extschema@.synchronize_quarantine.retry_at IS 'a push after this time tries it again by itself; null: a pull does so every time, a conflict that it found waits for somebody';
 
 -- Committed changes waiting to be pushed, in the order in which they are.  An
--- index more would be felt by who sells.
+-- index more would be felt by who sells, and so would a column more in this one:
+-- the lane is a part of txid, so that no push passes what waits for other servers.
 CREATE TABLE @extschema@.synchronize_queue (
 	txid bigint NOT NULL,
 	id integer NOT NULL,
@@ -265,7 +268,7 @@ CREATE TABLE @extschema@.synchronize_queue (
 CREATE SEQUENCE @extschema@.synchronize_queue_txid_seq OWNED BY @extschema@.synchronize_queue.txid;
 
 COMMENT ON TABLE @extschema@.synchronize_queue IS 'committed changes waiting to be pushed';
-COMMENT ON COLUMN @extschema@.synchronize_queue.txid IS 'number of the transaction that made the change, in the order of pushing; not PostgreSQL''s';
+COMMENT ON COLUMN @extschema@.synchronize_queue.txid IS 'number of the transaction that made the change, in the order of pushing, not PostgreSQL''s; before it, above 48 bits, the lane of the model';
 COMMENT ON COLUMN @extschema@.synchronize_queue.id IS 'number of the change within the transaction';
 COMMENT ON COLUMN @extschema@.synchronize_queue.operation IS 'i insert, u update, d delete';
 COMMENT ON COLUMN @extschema@.synchronize_queue.before IS 'the row before an update, or as the remote has it since that was decided upon; JSON null if it does not matter';
@@ -523,6 +526,37 @@ GRANT DELETE, INSERT (model, direction, owner, every, jitter, paused), UPDATE (o
 GRANT INSERT, UPDATE, DELETE ON @extschema@.synchronize_model, @extschema@.synchronize_field,
 	@extschema@.synchronize_child TO PUBLIC;
 GRANT DELETE ON @extschema@.synchronize_position TO PUBLIC;
+
+/*
+ * _possync_lane
+ *		Trigger: gives a model the lane of its server.
+ *
+ * The lane of a server's first model is that one's number, which no model gets
+ * again.  It stays when a server is renamed, with all of its models.  A single one
+ * cannot join another server: what waits would be left behind, and what its rows
+ * are known as there would be wrong, too.  Errors: feature_not_supported.
+ */
+CREATE FUNCTION @extschema@._possync_lane()
+RETURNS trigger LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	others smallint := (SELECT m.lane FROM @extschema@.synchronize_model m
+						WHERE m.server = NEW.server AND m.id <> NEW.id ORDER BY m.id LIMIT 1);
+BEGIN
+	IF TG_OP = 'INSERT' THEN
+		NEW.lane := coalesce(NEW.lane, others, NEW.id);
+	ELSIF NEW.lane <> OLD.lane OR others <> OLD.lane THEN
+		RAISE feature_not_supported USING
+			MESSAGE = format('model "%s" cannot be given to another server', OLD.name),
+			HINT = 'Remove it with possync_remove_model and add its table to that server.';
+	END IF;
+	RETURN NEW;
+END $$;
+COMMENT ON FUNCTION @extschema@._possync_lane() IS 'internal: gives a model the lane of its server';
+
+CREATE TRIGGER synchronize_lane BEFORE INSERT OR UPDATE OF lane, server ON @extschema@.synchronize_model
+	FOR EACH ROW EXECUTE FUNCTION @extschema@._possync_lane();
 
 /*
  * _possync_forget

@@ -64,8 +64,8 @@ is_in(PosBatch *batch, int64 txid)
  * The search begins at *from, which is moved forward: what is behind it is in
  * the queue no more, and a long queue is not full of dead entries that each
  * search has to pass.  A transaction that appears behind it is found by a
- * search from 0.  It ends at to.  What is held is read beside the queue, in the
- * same order, and no further.
+ * search from push->first.  It ends at to.  What is held is read beside the
+ * queue, in the same order, and no further.
  */
 int
 pos_batch_pick(PosRun *run, PosBatch *flying, int entries, int64 bytes,

@@ -28,8 +28,8 @@
 /* Columns of synchronize_model */
 enum
 {
-	MODEL_ID, MODEL_NAME, MODEL_RELATION, MODEL_SERVER, MODEL_REMOTE, MODEL_KEY,
-	MODEL_ON_UNKNOWN, MODEL_ON_MATCH, MODEL_ON_CONFLICT, MODEL_ON_DELETE,
+	MODEL_ID, MODEL_NAME, MODEL_RELATION, MODEL_SERVER, MODEL_LANE, MODEL_REMOTE,
+	MODEL_KEY, MODEL_ON_UNKNOWN, MODEL_ON_MATCH, MODEL_ON_CONFLICT, MODEL_ON_DELETE,
 	MODEL_INACTIVE_FIELD, MODEL_INACTIVE_VALUE, MODEL_CHANGE, MODEL_AFTER,
 	MODEL_REASON, MODEL_NCOLUMNS
 };
@@ -250,6 +250,7 @@ make_model(ConfigScan *scan)
 	Datum	   *key;
 
 	model->id = DatumGetInt16(scan->values[MODEL_ID]);
+	model->lane = DatumGetInt16(scan->values[MODEL_LANE]);
 	model->name = get_text(scan, MODEL_NAME);
 	model->relid = DatumGetObjectId(scan->values[MODEL_RELATION]);
 	model->remote = get_text(scan, MODEL_REMOTE);

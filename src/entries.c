@@ -201,12 +201,13 @@ put_later(PosRun *run, PosBatch *batch, Datum watched)
 	Datum		arguments[] = {
 		batch->txids[batch->ntxids - 1], Int64GetDatum(run->arrived_to), watched
 	};
-	uint64		n = pos_store_execute("SELECT model, local_key, local_key_text,"
-									  " operation, image"
-									  " FROM @.synchronize_queue"
-									  " WHERE txid > $1 AND txid <= $2"
-									  " AND model = ANY ($3) AND operation <> 'd'"
-									  " ORDER BY txid, id", 3, types, arguments, NULL);
+	uint64		n = pos_store_execute_as(POS_PLAN_LOOK_UP,
+										 "SELECT model, local_key, local_key_text,"
+										 " operation, image"
+										 " FROM @.synchronize_queue"
+										 " WHERE txid > $1 AND txid <= $2"
+										 " AND model = ANY ($3) AND operation <> 'd'"
+										 " ORDER BY txid, id", 3, types, arguments, NULL);
 	SPITupleTable *entries = SPI_tuptable;
 
 	for (uint64 i = 0; i < n; i++)
@@ -265,16 +266,17 @@ pos_entries_load(PosRun *run, PosBatch *batch)
 		pos_batch_txids(batch->ntxids, batch->txids),
 		pos_config_ids(run->tree->models), pos_config_ids(watched)
 	};
-	uint64		n = pos_store_execute("SELECT model, local_key, local_key_text,"
-									  " operation, image,"
-									  " CASE WHEN model = ANY ($3)"
-									  " AND (before IS NULL OR json_typeof(before) <> 'null')"
-									  " THEN CASE operation WHEN 'u' THEN before"
-									  " WHEN 'd' THEN coalesce(before, image) END END"
-									  " FROM @.synchronize_queue"
-									  " WHERE txid = ANY ($1)"
-									  " AND model = ANY ($2) ORDER BY txid, id",
-									  3, types, arguments, NULL);
+	uint64		n = pos_store_execute_as(POS_PLAN_LOOK_UP,
+										 "SELECT model, local_key, local_key_text,"
+										 " operation, image,"
+										 " CASE WHEN model = ANY ($3)"
+										 " AND (before IS NULL OR json_typeof(before) <> 'null')"
+										 " THEN CASE operation WHEN 'u' THEN before"
+										 " WHEN 'd' THEN coalesce(before, image) END END"
+										 " FROM @.synchronize_queue"
+										 " WHERE txid = ANY ($1)"
+										 " AND model = ANY ($2) ORDER BY txid, id",
+										 3, types, arguments, NULL);
 	SPITupleTable *entries = SPI_tuptable;
 	MemoryContext old = MemoryContextSwitchTo(run->row);
 

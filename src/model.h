@@ -140,6 +140,7 @@ struct PosModel
 {
 	/* configuration */
 	int16		id;
+	int16		lane;			/* of the queue */
 	char	   *name;
 	Oid			relid;
 	char	   *remote;

@@ -412,8 +412,11 @@ take_needed(PosRun *run, PosModel *model)
 static void
 load_held(PosRun *run)
 {
-	Oid			types[] = {INT2ARRAYOID};
-	Datum		values[] = {pos_config_ids(run->tree->models)};
+	Oid			types[] = {INT2ARRAYOID, INT8OID, INT8OID};
+	Datum		values[] = {
+		pos_config_ids(run->tree->models), Int64GetDatum(run->whole->first),
+		Int64GetDatum(run->whole->last)
+	};
 	uint64		n;
 
 	n = pos_store_execute_as(POS_PLAN_LOOK_UP,
@@ -421,8 +424,9 @@ load_held(PosRun *run)
 							 " LATERAL (SELECT model,"
 							 " coalesce(local_key::text, local_key_text) AS key"
 							 " FROM @.synchronize_queue WHERE txid = h.txid"
-							 " AND model = ANY ($1) OFFSET 0) q",
-							 1, types, values, NULL);
+							 " AND model = ANY ($1) OFFSET 0) q"
+							 " WHERE h.txid BETWEEN $2 AND $3",
+							 3, types, values, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[i];

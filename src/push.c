@@ -24,6 +24,7 @@
 #include "possync.h"
 
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "fault.h"
 #include "miscadmin.h"
@@ -433,7 +434,7 @@ repeat_open(PosPush *push, PosRun *run, Datum **txids)
 	if (to == 0)
 		return 0;
 	if (push->flying == NULL)
-		push->from = 0;
+		push->from = push->first;
 	n = search(push, run, to, txids);
 	if (n == 0)
 		push->from = from;
@@ -454,13 +455,13 @@ pick(PosPush *push, MemoryContext context, Datum **txids)
 	pos_batch_horizon(push);
 	n = repeat_open(push, run, &picked);
 	if (n == 0)
-		n = search(push, run, PG_INT64_MAX, &picked);
-	if (n == 0 && push->from > 0 && push->flying == NULL)
+		n = search(push, run, push->last, &picked);
+	if (n == 0 && push->from > push->first && push->flying == NULL)
 	{
-		push->from = 0;
-		n = search(push, run, PG_INT64_MAX, &picked);
+		push->from = push->first;
+		n = search(push, run, push->last, &picked);
 	}
-	push->from = Min(push->from, push->horizon.complete + 1);
+	push->from = Min(push->from, push->first + push->horizon.complete + 1);
 	push->more = run->full;
 	pos_batch_picked(push);
 	*txids = MemoryContextAlloc(context, Max(n, 1) * sizeof(Datum));
@@ -490,16 +491,20 @@ release_due(PosPush *push)
 static void
 expect_entries(PosPush *push)
 {
+	Oid			types[] = {INT8OID, INT8OID};
+	Datum		values[] = {Int64GetDatum(push->first), Int64GetDatum(push->last)};
 	bool		isnull;
 
 	pos_transaction_begin();
 	if (pos_store_execute_as(POS_PLAN_MERGE, "WITH first AS (SELECT txid FROM @.synchronize_queue"
+							 " WHERE txid BETWEEN $1 AND $2"
 							 " ORDER BY txid, id LIMIT 1000)"
 							 " SELECT CASE WHEN count(*) < 1000 THEN count(*) ELSE"
 							 " ((SELECT txid FROM @.synchronize_queue"
+							 " WHERE txid BETWEEN $1 AND $2"
 							 " ORDER BY txid DESC LIMIT 1) - min(txid) + 1)"
 							 " * count(*) / count(DISTINCT txid) END FROM first",
-							 0, NULL, NULL, NULL) == 1)
+							 2, types, values, NULL) == 1)
 	{
 		Datum		n = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
 									  1, &isnull);
@@ -554,6 +559,7 @@ void
 pos_push_run(PosPush *push)
 {
 	pos_batch_begin(push);
+	push->from = push->first;
 	push->context = make_context(push);
 	push->errors = make_context(push);
 	for (int i = 0; i < lengthof(push->flights); i++)
@@ -563,7 +569,7 @@ pos_push_run(PosPush *push)
 		push_all(push);
 		if (release_due(push))
 		{
-			push->from = 0;
+			push->from = push->first;
 			push_all(push);
 		}
 	}

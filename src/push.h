@@ -130,6 +130,8 @@ typedef struct PosPush
 	char	   *server;
 	int32		history;		/* its row there */
 	uint64		caller;			/* transaction that waits for its end, or 0 */
+	int64		first;			/* what waits for the server is in the queue */
+	int64		last;			/* from here to there, see spool.h */
 	int64		from;			/* where to look for the next, see batch.c */
 	int64		searched;		/* from where those picked last were found */
 	PosHorizon	horizon;

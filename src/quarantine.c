@@ -377,19 +377,26 @@ pos_quarantine_hold(PosRun *run, Datum txid, ErrorData *error,
 bool
 pos_quarantine_release_due(PosRun *run)
 {
-	Oid			types[] = {INT2ARRAYOID};
-	Datum		values[] = {pos_config_ids(run->tree->models)};
+	Oid			types[] = {INT2ARRAYOID, INT8OID, INT8OID};
+	Datum		values[] = {
+		pos_config_ids(run->tree->models), Int64GetDatum(run->whole->first),
+		Int64GetDatum(run->whole->last)
+	};
 
-	return pos_store_execute("DELETE FROM @.synchronize_held h"
-							 " USING @.synchronize_quarantine q"
-							 " WHERE q.id = h.quarantine AND q.model = ANY ($1)"
-							 " AND (q.retry_at <= clock_timestamp()"
-							 " OR q.reason = 'dependency') AND EXISTS"
-							 " (SELECT 1 FROM @.synchronize_held o"
-							 " JOIN @.synchronize_quarantine p ON p.id = o.quarantine"
-							 " WHERE p.model = ANY ($1)"
-							 " AND p.retry_at <= clock_timestamp())",
-							 1, types, values, NULL) > 0;
+	return pos_store_execute_as(POS_PLAN_LOOK_UP,
+								"DELETE FROM @.synchronize_held h"
+								" USING @.synchronize_quarantine q"
+								" WHERE h.txid BETWEEN $2 AND $3"
+								" AND q.id = h.quarantine AND q.model = ANY ($1)"
+								" AND (q.retry_at <= clock_timestamp()"
+								" OR q.reason = 'dependency') AND EXISTS"
+								" (SELECT 1 FROM @.synchronize_held o"
+								" JOIN @.synchronize_quarantine p"
+								" ON p.id = o.quarantine"
+								" WHERE o.txid BETWEEN $2 AND $3"
+								" AND p.model = ANY ($1)"
+								" AND p.retry_at <= clock_timestamp())",
+								3, types, values, NULL) > 0;
 }
 
 /* Forgets what was said of transactions that have arrived. */

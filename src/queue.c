@@ -60,6 +60,7 @@ typedef struct Capture
 {
 	Size		size;
 	int16		model;
+	int16		lane;			/* of the queue */
 	Oid			queue;
 	Oid			sequence;
 	bool		integer;		/* the key is one integer */
@@ -141,12 +142,12 @@ is_table_of(Relation rel, Oid model)
 }
 
 /*
- * Reads the table of a model, returned, and the names of its key columns.
+ * Reads the table of a model, returned, its lane and the names of its key columns.
  * Without SQL, which would cost a seller who connects anew more than his first
  * sales do.
  */
 static Oid
-read_model(int16 id, Datum **names, int *n)
+read_model(int16 id, int16 *lane, Datum **names, int *n)
 {
 	Relation	models = table_open(pos_store_relid("synchronize_model"),
 									AccessShareLock);
@@ -165,7 +166,9 @@ read_model(int16 id, Datum **names, int *n)
 
 		AttrNumber	relation = get_attnum(RelationGetRelid(models), "relation");
 		AttrNumber	columns = get_attnum(RelationGetRelid(models), "key_columns");
+		AttrNumber	queued = get_attnum(RelationGetRelid(models), "lane");
 
+		*lane = DatumGetInt16(slot_getattr(slot, queued, &isnull));
 		relid = DatumGetObjectId(slot_getattr(slot, relation, &isnull));
 		deconstruct_array(DatumGetArrayTypePCopy(slot_getattr(slot,
 															  columns,
@@ -180,13 +183,13 @@ read_model(int16 id, Datum **names, int *n)
 	return relid;
 }
 
-/* Finds the key columns of a model in a table, which may be a partition. */
+/* Finds the lane of a model, and its key in a table, which may be a partition. */
 static void
-find_key(Capture *capture, Relation rel)
+find_model(Capture *capture, Relation rel)
 {
 	Datum	   *names;
 	int			n;
-	Oid			table = read_model(capture->model, &names, &n);
+	Oid			table = read_model(capture->model, &capture->lane, &names, &n);
 
 	if (!OidIsValid(table))
 		ereport(ERROR,
@@ -261,7 +264,7 @@ find_out(FunctionCallInfo fcinfo, TriggerData *trigger)
 	capture->model = pg_strtoint16(trigger->tg_trigger->tgargs[0]);
 	capture->queue = pos_store_relid("synchronize_queue");
 	capture->sequence = pos_store_relid("synchronize_queue_txid_seq");
-	find_key(capture, trigger->tg_relation);
+	find_model(capture, trigger->tg_relation);
 
 	initStringInfo(&labels);
 	for (int a = 0; a < desc->natts; a++)
@@ -493,6 +496,7 @@ enqueue(Capture *capture, char operation, TupleTableSlot *slot,
 {
 	PosEntry	entry = {
 		.model = capture->model,
+		.lane = capture->lane,
 		.operation = operation,
 		.integer = capture->integer,
 		.key = row_key(capture, slot),

@@ -116,6 +116,7 @@ possync_resend(PG_FUNCTION_ARGS)
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE,
 					   RelationGetRelationName(model->rel));
 	entry.model = model->id;
+	entry.lane = model->lane;
 	entry.integer = model->local_int;
 	entry.key = pos_key_from_string(text_to_cstring(PG_GETARG_TEXT_PP(1)),
 									model->local_int);

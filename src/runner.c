@@ -27,6 +27,7 @@
 #include "run.h"
 #include "schedule.h"
 #include "shared.h"
+#include "spool.h"
 #include "storage/ipc.h"
 #include "store.h"
 #include "transaction.h"
@@ -325,20 +326,24 @@ is_anything_queued(Job *job)
 	bool		any;
 
 	pos_transaction_begin();
-	any = pos_store_execute("WITH m AS MATERIALIZED"
-							" (SELECT m.id FROM @.synchronize_model m"
-							" JOIN pg_foreign_server f ON f.srvname = m.server"
-							" WHERE f.oid = $1)"
-							" SELECT 1 WHERE EXISTS"
-							" (SELECT 1 FROM @.synchronize_queue q"
-							" WHERE q.model IN (SELECT id FROM m)"
-							" AND NOT EXISTS (SELECT 1 FROM @.synchronize_held h"
-							" WHERE h.txid = q.txid))"
-							" OR EXISTS (SELECT 1 FROM @.synchronize_quarantine q"
-							" WHERE q.txid IS NOT NULL AND q.discarded_at IS NULL"
-							" AND q.retry_at <= clock_timestamp()"
-							" AND q.model IN (SELECT id FROM m))",
-							1, types, values, NULL) > 0;
+	any = pos_store_execute_as(POS_PLAN_LOOK_UP, "WITH m AS MATERIALIZED"
+							   " (SELECT m.id, m.lane FROM @.synchronize_model m"
+							   " JOIN pg_foreign_server f ON f.srvname = m.server"
+							   " WHERE f.oid = $1), l AS MATERIALIZED"
+							   " (SELECT " POS_LANE_FIRST("min(lane)") " AS first, "
+							   POS_LANE_LAST("max(lane)") " AS last FROM m)"
+							   " SELECT 1 WHERE EXISTS"
+							   " (SELECT 1 FROM l, @.synchronize_queue q"
+							   " WHERE q.txid BETWEEN l.first AND l.last"
+							   " AND q.model IN (SELECT id FROM m)"
+							   " AND NOT EXISTS (SELECT 1 FROM @.synchronize_held h"
+							   " WHERE h.txid = q.txid))"
+							   " OR EXISTS (SELECT 1 FROM l, @.synchronize_quarantine q"
+							   " WHERE q.txid BETWEEN l.first AND l.last"
+							   " AND q.discarded_at IS NULL"
+							   " AND q.retry_at <= clock_timestamp()"
+							   " AND q.model IN (SELECT id FROM m))",
+							   1, types, values, NULL) > 0;
 	pos_transaction_commit();
 	return any;
 }

@@ -9,10 +9,11 @@
  * written before, with pos_spool_write.
  *
  * The entries of a transaction share a number, by which they are found and
- * transactions are ordered.  It is taken when they are written, so the
- * transaction has made all of its changes and still holds the locks of its
- * rows.  Who changes or refers to one of these has to wait for its end, at the
- * latest where a deferred foreign key is checked, and gets a greater number.
+ * transactions are ordered; see spool.h for what stands in front of it.  It is
+ * taken when they are written, so the transaction has made all of its changes
+ * and still holds the locks of its rows.  Who changes or refers to one of these
+ * has to wait for its end, at the latest where a deferred foreign key is
+ * checked, and gets a greater number.
  *
  * Until then entries are one string of bytes, whose beginning goes to a
  * temporary file when it becomes long.  What a subtransaction captured is the
@@ -50,6 +51,7 @@ enum
 typedef struct Header
 {
 	int16		model;
+	int16		lane;
 	char		operation;
 	bool		integer;
 	uint32		key_size;		/* 0: an integer, here */
@@ -215,13 +217,14 @@ write_entries(Relation queue)
 
 	if (offset < spool->base)
 		seek(offset);
-	values[COL_TXID] = Int64GetDatum(spool->now.number);
 	values[COL_QUEUED_AT] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 	while (offset < spool->now.end)
 	{
 		Header		header;
 
 		fetch(&offset, &header, sizeof(header));
+		values[COL_TXID] = Int64GetDatum(((int64) header.lane << POS_LANE_SHIFT) +
+										 spool->now.number);
 		values[COL_ID] = Int32GetDatum(++spool->now.rows);
 		values[COL_MODEL] = Int16GetDatum(header.model);
 		values[COL_OPERATION] = CharGetDatum(header.operation);
@@ -260,9 +263,13 @@ renumber(int64 number)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	pos_store_execute("WITH held AS (UPDATE @.synchronize_held SET txid = $2"
-					  " WHERE txid = $1)"
-					  " UPDATE @.synchronize_queue SET txid = $2 WHERE txid = $1",
+	pos_store_execute("WITH lanes AS MATERIALIZED (SELECT DISTINCT"
+					  " " POS_LANE_FIRST("lane") " AS lane"
+					  " FROM @.synchronize_model),"
+					  " held AS (UPDATE @.synchronize_held SET txid = lane + $2"
+					  " FROM lanes WHERE txid = lane + $1)"
+					  " UPDATE @.synchronize_queue SET txid = lane + $2"
+					  " FROM lanes WHERE txid = lane + $1",
 					  2, types, values, NULL);
 	SPI_finish();
 	PopActiveSnapshot();
@@ -322,6 +329,7 @@ pos_spool_put(Oid queue, Oid sequence, PosEntry *entry)
 {
 	Header		header = {
 		.model = entry->model,
+		.lane = entry->lane,
 		.operation = entry->operation,
 		.integer = entry->integer,
 		.image_size = VARSIZE(entry->image)

@@ -25,6 +25,7 @@
 #include "postmaster/interrupt.h"
 #include "progress.h"
 #include "push.h"
+#include "spool.h"
 #include "storage/ipc.h"
 #include "storage/lock.h"
 #include "store.h"
@@ -130,16 +131,24 @@ set_turn(LOCKTAG *tag, Oid server)
 	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, ForeignServerRelationId, server, 3);
 }
 
-/* Finds the root and its server, and waits for the turn with that. */
+/*
+ * Finds the root, its server and where in the queue is what waits for that, and waits
+ * for the turn with it.  That is one lane, unless models were made by hand.
+ */
 static void
 take_turn(PosPush *push, int16 model, LOCKTAG *turn)
 {
 	Oid			types[] = {INT2OID};
 	Datum		values[] = {Int16GetDatum(model)};
+	bool		isnull;
 
 	pos_transaction_begin();
-	if (pos_store_execute("SELECT name, server FROM @.synchronize_model"
-						  " WHERE id = $1", 1, types, values, NULL) != 1)
+	if (pos_store_execute("SELECT m.name, m.server,"
+						  POS_LANE_FIRST("min(o.lane)") "," POS_LANE_LAST("max(o.lane)")
+						  " FROM @.synchronize_model m"
+						  " JOIN @.synchronize_model o ON o.server = m.server"
+						  " WHERE m.id = $1 GROUP BY m.id",
+						  1, types, values, NULL) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("the model to be pushed does not exist any more")));
@@ -149,6 +158,10 @@ take_turn(PosPush *push, int16 model, LOCKTAG *turn)
 	push->server = MemoryContextStrdup(push->memory,
 									   SPI_getvalue(SPI_tuptable->vals[0],
 													SPI_tuptable->tupdesc, 2));
+	push->first = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+											  SPI_tuptable->tupdesc, 3, &isnull));
+	push->last = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+											 SPI_tuptable->tupdesc, 4, &isnull));
 	set_turn(turn, GetForeignServerByName(push->server, false)->serverid);
 	(void) LockAcquire(turn, ExclusiveLock, true, false);
 	pos_transaction_commit();
@@ -191,9 +204,10 @@ start(PosPush *push)
 static void
 close_batches(PosPush *push)
 {
-	Oid			types[] = {TEXTOID, INT4OID};
+	Oid			types[] = {TEXTOID, INT4OID, INT8OID, INT8OID};
 	Datum		values[] = {
-		CStringGetTextDatum(push->server), Int32GetDatum(push->history)
+		CStringGetTextDatum(push->server), Int32GetDatum(push->history),
+		Int64GetDatum(push->first), Int64GetDatum(push->last)
 	};
 
 	if (pos_store_execute(push->sent_again ?
@@ -208,11 +222,13 @@ close_batches(PosPush *push)
 					  1, types, values, NULL);
 	pos_store_execute("UPDATE @.synchronize_batch SET given_up = true"
 					  " WHERE server = $1 AND NOT given_up"
-					  " AND NOT EXISTS (SELECT 1 FROM @.synchronize_held)"
+					  " AND NOT EXISTS (SELECT 1 FROM @.synchronize_held"
+					  " WHERE txid BETWEEN $3 AND $4)"
 					  " AND NOT EXISTS (SELECT 1 FROM @.synchronize_queue q"
 					  " JOIN @.synchronize_history h ON h.id = $2"
-					  " WHERE q.queued_at < h.started_at)",
-					  2, types, values, NULL);
+					  " WHERE q.txid BETWEEN $3 AND $4"
+					  " AND q.queued_at < h.started_at)",
+					  4, types, values, NULL);
 }
 
 /* Notes in history how the push ended, and closes batches that arrived. */

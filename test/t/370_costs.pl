@@ -134,14 +134,32 @@ my ($status, $reads) = split /\n/, poll_reads('tree1');
 is($status, 'ok 0', 'nothing is new');
 cmp_ok($reads, '<', 10, 'and the others are not read to find it');
 
+# What waits for another server, in a push: half of it held
+on_till(<<"EOC");
+CREATE SERVER away FOREIGN DATA WRAPPER possync_postgres OPTIONS (host '127.0.0.1', port '1');
+CREATE TABLE note (id integer PRIMARY KEY);
+SELECT FROM possync_add_model('note', server => 'away');
+INSERT INTO synchronize_quarantine (model, direction, local_key, txid, reason, message, run, retry_at)
+SELECT id, 'push', i, (lane::int8 << 48) + i, 'error', 'refused', 1, 'infinity' FROM generate_series(1, $many, 2) i, synchronize_model WHERE name = 'note';
+INSERT INTO synchronize_queue (txid, id, model, operation, local_key, image, queued_at)
+SELECT (lane::int8 << 48) + i, 1, id, 'i', i, json_build_object('id', i), now() FROM generate_series(1, $many) i, synchronize_model WHERE name = 'note';
+INSERT INTO synchronize_held SELECT q.txid, q.id FROM synchronize_quarantine q JOIN synchronize_model m ON m.id = q.model WHERE m.name = 'note';
+EOC
+on_till(join "\n", map { "SELECT sell('beside$_', NULL, 2);" } 1 .. 300);
+my @tables = qw(synchronize_queue synchronize_held synchronize_quarantine);
+my %before = map { $_ => rows_read($_) } @tables;
+is(push_sales($till), 'ok', 'sales beside what waits for another server');
+cmp_ok(rows_read($_) - $before{$_}, '<', $many / 2, "do not pass $_") for @tables;
+on_till("DELETE FROM synchronize_queue q USING synchronize_model m WHERE m.id = q.model AND m.name = 'note'; SELECT possync_remove_model('note')");
+
 # Held transactions, in a push
 on_till(<<"EOC");
 UPDATE synchronize_quarantine SET retry_at = 'infinity';
 SELECT setval('synchronize_queue_txid_seq', 2000 + $many);
 INSERT INTO synchronize_queue (txid, id, model, operation, local_key, image, queued_at)
-SELECT 1000 + i, 1, m.id, 'i', 100000000 + i, json_build_object('id', 100000000 + i, 'number', 'H' || i, 'sold_at', now(), 'total', 40), now()
+SELECT (m.lane::int8 << 48) + 1000 + i, 1, m.id, 'i', 100000000 + i, json_build_object('id', 100000000 + i, 'number', 'H' || i, 'sold_at', now(), 'total', 40), now()
 FROM generate_series(1, $many) i, synchronize_model m WHERE name = 'sale';
-INSERT INTO synchronize_held SELECT 1000 + i, q.id FROM generate_series(1, $many) i, synchronize_quarantine q;
+INSERT INTO synchronize_held SELECT (m.lane::int8 << 48) + 1000 + i, q.id FROM generate_series(1, $many) i, synchronize_quarantine q JOIN synchronize_model m ON m.id = q.model;
 EOC
 on_till("SELECT sell('late', NULL, 2)");
 $before = rows_read('synchronize_queue', 'seq_scan');
