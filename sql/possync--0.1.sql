@@ -290,16 +290,21 @@ COMMENT ON COLUMN @extschema@.synchronize_batch.run IS 'the push in synchronize_
 COMMENT ON COLUMN @extschema@.synchronize_batch.last_txid IS 'the last queued transaction that it sent';
 COMMENT ON COLUMN @extschema@.synchronize_batch.given_up IS 'only rows of discarded transactions are left: nobody knows whether they arrived, and each is sent again if another one refers to it';
 
--- Queued transactions that wait for a person, or for one that does.
+-- Entries of queued transactions, whole, that wait for a person, or for one that does.
 CREATE TABLE @extschema@.synchronize_held (
-	txid bigint PRIMARY KEY,
+	txid bigint NOT NULL,
+	id integer NOT NULL,
+	model smallint NOT NULL,
+	local_key text COLLATE "C" NOT NULL,
 	quarantine bigint NOT NULL REFERENCES @extschema@.synchronize_quarantine ON DELETE CASCADE,
-	since timestamptz NOT NULL DEFAULT now()
+	since timestamptz NOT NULL DEFAULT now(),
+	PRIMARY KEY (txid, id)
 );
 
+CREATE INDEX synchronize_held_row ON @extschema@.synchronize_held (model, local_key);
 CREATE INDEX ON @extschema@.synchronize_held (quarantine);
 
-COMMENT ON TABLE @extschema@.synchronize_held IS 'queued transactions that could not be pushed, or that depend on one that could not';
+COMMENT ON TABLE @extschema@.synchronize_held IS 'the entries of queued transactions that could not be pushed, or that depend on one that could not';
 COMMENT ON COLUMN @extschema@.synchronize_held.quarantine IS 'the entry of synchronize_quarantine that tells why';
 
 -- Which rows of which table were written by which transaction, where this
@@ -2697,7 +2702,7 @@ CREATE VIEW @extschema@.possync_queue_depth AS
 		   count(h.txid) AS held, min(q.queued_at) AS oldest
 	FROM @extschema@.synchronize_queue q
 	JOIN @extschema@.synchronize_model m ON m.id = q.model
-	LEFT JOIN @extschema@.synchronize_held h USING (txid)
+	LEFT JOIN @extschema@.synchronize_held h ON h.txid = q.txid AND h.id = q.id
 	GROUP BY m.server, m.name;
 COMMENT ON VIEW @extschema@.possync_queue_depth IS 'how many changes of each model wait to be pushed, how many of them are held back, and since when';
 GRANT SELECT ON @extschema@.possync_queue_depth TO PUBLIC;

@@ -278,8 +278,11 @@ hold_queued(PosRun *run, PosModel *model, Datum remote, Datum key,
 					  " AND coalesce(local_key::text, local_key_text) = $2"
 					  " ORDER BY txid DESC, id DESC LIMIT 1)), $4"
 					  " WHERE EXISTS (SELECT 1 FROM entry) RETURNING id)"
-					  " INSERT INTO @.synchronize_held (txid, quarantine)"
-					  " SELECT e.txid, q.id FROM entry e, q",
+					  " INSERT INTO @.synchronize_held"
+					  " (txid, id, model, local_key, quarantine)"
+					  " SELECT w.txid, w.id, w.model,"
+					  " coalesce(w.local_key::text, w.local_key_text), q.id"
+					  " FROM entry e JOIN @.synchronize_queue w USING (txid), q",
 					  5, types, values, NULL);
 }
 

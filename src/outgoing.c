@@ -126,11 +126,6 @@ need_parents(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 		if (pos_translation_find(run, parent, key, &remote, &known) == POS_FOUND &&
 			!is_unsure(run, parent, key))
 			continue;
-		if (has_key(parent->outgoing->held, string))
-			ereport(ERROR,
-					(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
-					 errmsg("it refers to row %s of \"%s\", which waits in quarantine",
-							string, parent->name)));
 		if (add_key(run, parent->outgoing->keys, string))
 		{
 			MemoryContext old = MemoryContextSwitchTo(run->context);
@@ -153,11 +148,6 @@ take_row(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 	uint8		known;
 
 	pos_sync_report(run, model->problems);
-	if (has_key(model->outgoing->held, key))
-		ereport(ERROR,
-				(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
-				 errmsg("an earlier change of row %s of \"%s\" waits in quarantine",
-						key, model->name)));
 	if (is_unsure(run, model, values[POS_STAGE_LOCAL]))
 		flags |= POS_ROW_UNSURE;
 	if ((flags & POS_ROW_DELETED) == 0)
@@ -175,6 +165,91 @@ take_row(PosRun *run, PosModel *model, Datum *values, bool *nulls)
 	nulls[POS_STAGE_N] = false;
 	nulls[POS_STAGE_REMOTE] = true;
 	pos_rowset_put(model->outgoing->rows, values, nulls);
+}
+
+/* Finds out whether any transaction is held. */
+static void
+look_for_held(PosRun *run)
+{
+	Oid			types[] = {INT8OID, INT8OID};
+	Datum		values[] = {
+		Int64GetDatum(run->whole->first), Int64GetDatum(run->whole->last)
+	};
+
+	run->held = pos_store_execute_as(POS_PLAN_LOOK_UP,
+									 "SELECT 1 FROM @.synchronize_held"
+									 " WHERE txid BETWEEN $1 AND $2 LIMIT 1",
+									 2, types, values, NULL) > 0;
+}
+
+/*
+ * Returns one of some keys of a model's rows, as texts, that is of a row that held
+ * transactions changed, or NULL.  An entry may have left the queue since it was held.
+ */
+static char *
+find_held(PosModel *model, int nkeys, Datum *keys)
+{
+	Oid			types[] = {INT2OID, TEXTARRAYOID};
+	Datum		values[] = {
+		Int16GetDatum(model->id),
+		PointerGetDatum(construct_array(keys, nkeys, TEXTOID, -1, false, TYPALIGN_INT))
+	};
+
+	if (pos_store_execute_as(POS_PLAN_LOOK_UP,
+							 "SELECT k.key FROM unnest($2) k (key), LATERAL"
+							 " (SELECT 1 FROM @.synchronize_held h"
+							 " JOIN @.synchronize_queue q"
+							 " ON q.txid = h.txid AND q.id = h.id"
+							 " WHERE h.model = $1 AND h.local_key = k.key LIMIT 1) h"
+							 " LIMIT 1", 2, types, values, NULL) == 0)
+		return NULL;
+	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+}
+
+/* Errors if the batch changes a row that waits. */
+static void
+check_queued(PosRun *run, PosModel *model)
+{
+	keyset_hash *hash = model->outgoing->keys->hash;
+	keyset_iterator i;
+	KeySetEntry *row;
+	Datum	   *keys;
+	int			n = 0;
+	char	   *held;
+
+	if (!run->held || hash->members == 0)
+		return;
+	keys = palloc(hash->members * sizeof(Datum));
+	keyset_start_iterate(hash, &i);
+	while ((row = keyset_iterate(hash, &i)) != NULL)
+		keys[n++] = CStringGetTextDatum(row->key);
+	held = find_held(model, n, keys);
+	if (held != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
+				 errmsg("an earlier change of row %s of \"%s\" waits in quarantine",
+						held, model->name)));
+}
+
+/* Errors if the batch refers to a row that waits, and that the remote does not have. */
+static void
+check_needed(PosRun *run, PosModel *model, List *needed)
+{
+	Datum	   *keys;
+	char	   *held;
+	ListCell   *lc;
+
+	if (!run->held)
+		return;
+	keys = palloc(list_length(needed) * sizeof(Datum));
+	foreach(lc, needed)
+		keys[foreach_current_index(lc)] = CStringGetTextDatum(lfirst(lc));
+	held = find_held(model, list_length(needed), keys);
+	if (held != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
+				 errmsg("it refers to row %s of \"%s\", which waits in quarantine",
+						held, model->name)));
 }
 
 /* Errors if the caller must not read a table. */
@@ -371,6 +446,7 @@ take_needed(PosRun *run, PosModel *model)
 
 	if (needed == NIL)
 		return false;
+	check_needed(run, model, needed);
 	check_readable(model);
 	model->outgoing->needed = NIL;
 	pos_entries_overtake(model, needed);
@@ -406,43 +482,6 @@ take_needed(PosRun *run, PosModel *model)
 }
 
 /*
- * Loads the keys of rows that held transactions wrote.  These are looked up one by
- * one, however long the queue is that they are in.
- */
-static void
-load_held(PosRun *run)
-{
-	Oid			types[] = {INT2ARRAYOID, INT8OID, INT8OID};
-	Datum		values[] = {
-		pos_config_ids(run->tree->models), Int64GetDatum(run->whole->first),
-		Int64GetDatum(run->whole->last)
-	};
-	uint64		n;
-
-	n = pos_store_execute_as(POS_PLAN_LOOK_UP,
-							 "SELECT DISTINCT q.model, q.key FROM @.synchronize_held h,"
-							 " LATERAL (SELECT model,"
-							 " coalesce(local_key::text, local_key_text) AS key"
-							 " FROM @.synchronize_queue WHERE txid = h.txid"
-							 " AND model = ANY ($1) OFFSET 0) q"
-							 " WHERE h.txid BETWEEN $2 AND $3",
-							 3, types, values, NULL);
-	for (uint64 i = 0; i < n; i++)
-	{
-		HeapTuple	tuple = SPI_tuptable->vals[i];
-		bool		isnull;
-		PosModel   *model =
-		pos_config_find(run->tree->models,
-						DatumGetInt16(SPI_getbinval(tuple, SPI_tuptable->tupdesc,
-													1, &isnull)));
-
-		(void) add_key(run, model->outgoing->held,
-					   SPI_getvalue(tuple, SPI_tuptable->tupdesc, 2));
-	}
-	SPI_freetuptable(SPI_tuptable);
-}
-
-/*
  * Gathers the rows of a batch into the models' outgoing parts, and the models
  * that have any, parents first.
  */
@@ -463,11 +502,12 @@ pos_outgoing_collect(PosRun *run, PosBatch *batch)
 		outgoing->befores = make_images(model);
 		outgoing->labels = model->rel != NULL ? pos_image_labels(model->rel) : NIL;
 		outgoing->keys = make_set();
-		outgoing->held = make_set();
 	}
 	pos_batch_load_open(run);
-	load_held(run);
+	look_for_held(run);
 	pos_entries_load(run, batch);
+	foreach(lc, run->tree->models)
+		check_queued(run, lfirst(lc));
 	foreach(lc, run->tree->models)
 		take_queued(run, lfirst(lc));
 

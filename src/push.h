@@ -39,7 +39,6 @@ typedef struct PosOutgoing
 	PosRowset  *rows;
 	PosKeySet  *keys;			/* of both */
 	List	   *needed;			/* of char *: keys of rows to be fetched */
-	PosKeySet  *held;			/* of rows in transactions that are held */
 } PosOutgoing;
 
 /* A row as the remote may have it */

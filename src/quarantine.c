@@ -364,8 +364,13 @@ pos_quarantine_hold(PosRun *run, Datum txid, ErrorData *error,
 					  " SELECT model, 'push', key, $1, $2, $3, $4, $5, $10,"
 					  " image, $6, clock_timestamp() + '1 minute'"
 					  " FROM entry WHERE old IS NULL RETURNING id)"
-					  " INSERT INTO @.synchronize_held (txid, quarantine)"
-					  " SELECT $1, id FROM again UNION ALL SELECT $1, id FROM new",
+					  " INSERT INTO @.synchronize_held"
+					  " (txid, id, model, local_key, quarantine)"
+					  " SELECT q.txid, q.id, q.model,"
+					  " coalesce(q.local_key::text, q.local_key_text), e.id"
+					  " FROM (SELECT id FROM again UNION ALL SELECT id FROM new) e,"
+					  " @.synchronize_queue q"
+					  " WHERE q.txid = $1 AND q.model = ANY ($7)",
 					  10, types, values, nulls);
 }
 

@@ -16,6 +16,7 @@ typedef struct PosRun
 	List	   *open;			/* of int: batches never confirmed, in a push */
 	int64		arrived_to;		/* queued transactions up to this one may have
 								 * arrived with them; 0: none */
+	bool		held;			/* queued transactions are held, in a push */
 	bool		match_all;		/* a push looks even for rows that are new
 								 * here */
 	bool		full;			/* more is queued than was picked */

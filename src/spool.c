@@ -247,6 +247,23 @@ write_entries(Relation queue)
 	pos_bulk_close(bulk);
 }
 
+/* The lanes that there are */
+#define LANES \
+	"(SELECT DISTINCT " POS_LANE_FIRST("lane") " FROM @.synchronize_model) l (lane)"
+
+/* Executes a statement at the end of the transaction. */
+static void
+execute(const char *sql, int nargs, Oid *types, Datum *values)
+{
+	/* there is no snapshot any more, and SPI would leave its own */
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	pos_store_execute_as(POS_PLAN_LOOK_UP, sql, nargs, types, values, NULL);
+	SPI_finish();
+	PopActiveSnapshot();
+}
+
 /*
  * Gives what is written already the number that the rest will get.  What came
  * between may depend on transactions that have ended since.
@@ -259,20 +276,30 @@ renumber(int64 number)
 		Int64GetDatum(spool->now.number), Int64GetDatum(number)
 	};
 
-	/* at the end of a transaction there is none, and SPI would leave its own */
-	PushActiveSnapshot(GetTransactionSnapshot());
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	pos_store_execute("WITH lanes AS MATERIALIZED (SELECT DISTINCT"
-					  " " POS_LANE_FIRST("lane") " AS lane"
-					  " FROM @.synchronize_model),"
-					  " held AS (UPDATE @.synchronize_held SET txid = lane + $2"
-					  " FROM lanes WHERE txid = lane + $1)"
-					  " UPDATE @.synchronize_queue SET txid = lane + $2"
-					  " FROM lanes WHERE txid = lane + $1",
-					  2, types, values, NULL);
-	SPI_finish();
-	PopActiveSnapshot();
+	execute("WITH held AS (UPDATE @.synchronize_held SET txid = lane + $2"
+			" FROM " LANES " WHERE txid = lane + $1)"
+			" UPDATE @.synchronize_queue SET txid = lane + $2"
+			" FROM " LANES " WHERE txid = lane + $1", 2, types, values);
+}
+
+/*
+ * Of a transaction that is held since it looked at the queue, what it wrote after that
+ * is held, too.
+ */
+static void
+hold_rest(void)
+{
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {Int64GetDatum(spool->now.number)};
+
+	execute("WITH held AS (SELECT DISTINCT ON (txid) txid, quarantine"
+			" FROM " LANES ", @.synchronize_held WHERE txid = lane + $1)"
+			" INSERT INTO @.synchronize_held"
+			" (txid, id, model, local_key, quarantine)"
+			" SELECT q.txid, q.id, q.model,"
+			" coalesce(q.local_key::text, q.local_key_text), h.quarantine"
+			" FROM held h JOIN @.synchronize_queue q USING (txid)"
+			" ON CONFLICT DO NOTHING", 1, types, values);
 }
 
 /*
@@ -285,6 +312,7 @@ write_captured(bool last)
 {
 	Relation	queue;
 	bool		read_only = XactReadOnly;
+	bool		again;
 
 	if (spool == NULL)
 		return;
@@ -297,16 +325,19 @@ write_captured(bool last)
 	{
 		/* it may have become read-only after it wrote */
 		XactReadOnly = false;
+		again = spool->now.number != 0 && last;
 		if (spool->now.number == 0 || last)
 		{
 			int64		number = nextval_internal(spool->now.sequence, false);
 
-			if (spool->now.number != 0)
+			if (again)
 				renumber(number);
 			spool->now.number = number;
 		}
 		if (spool->now.written < spool->now.end)
 			write_entries(queue);
+		if (again)
+			hold_rest();
 		XactReadOnly = read_only;
 		table_close(queue, NoLock);
 	}

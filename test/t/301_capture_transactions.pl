@@ -190,10 +190,12 @@ is(queued(), 'if', 'what was captured for it is dropped');
 on("SELECT possync_set_model('sale', on_conflict => 'ask')");
 $master->safe_psql('postgres', "UPDATE sale SET total = 9");
 like(on("BEGIN; UPDATE sale SET total = 10 WHERE number = 'a'; SELECT status FROM possync_pull('sale');" . sell('g') . 'COMMIT', $seller), qr/^ok$/m, 'somebody is asked');
-is(on("SELECT count(*), count(h.txid) FROM synchronize_queue LEFT JOIN synchronize_held h USING (txid)"), '2|2', 'and the whole transaction waits');
-is(on("SELECT possync_resolve(id, 'local') FROM synchronize_quarantine WHERE direction = 'push'"), '', 'for the answer');
+is(on("SELECT count(*), count(h.txid) FROM synchronize_queue LEFT JOIN synchronize_held h USING (txid, id)"), '2|2', 'and the whole transaction waits');
+on("UPDATE sale SET total = 12 WHERE number = 'g'");
+is(push_sales($till) . $master->safe_psql('postgres', "SELECT count(*) FROM sale WHERE number = 'g'"), 'ok0', 'and so does what changes a row that it wrote after the pull');
+is(on("SELECT possync_resolve(id, 'local') FROM synchronize_quarantine WHERE direction = 'push' AND reason = 'conflict'"), '', 'for the answer');
 is(push_sales($till), 'ok', 'which lets it go');
-is($master->safe_psql('postgres', "SELECT string_agg(number || coalesce(total::text, ''), ' ' ORDER BY number) FROM sale"), 'a10.00 b9.00 g', 'whole');
+is($master->safe_psql('postgres', "SELECT string_agg(number || coalesce(total::text, ''), ' ' ORDER BY number) FROM sale"), 'a10.00 b9.00 g12.00', 'whole');
 like(on("BEGIN; UPDATE sale SET total = 11 WHERE number = 'b'; SELECT explanation FROM possync_explain('sale', (SELECT id::text FROM sale WHERE number = 'b')); ROLLBACK", $seller), qr/updated here, waits for the next push/, 'a transaction can ask about its own changes');
 is(queued(), '', 'and roll them back');
 

@@ -89,7 +89,7 @@ all_same('one by one');
 # A customer who was to come with a sale that was given up comes with the next
 sell('BAD-2', 'UNLUCKY');
 is(push_sales($till), 'ok', 'pushed with a new customer');
-is(on($till, 'SELECT count(*) FROM synchronize_held'), '1', 'which is held');
+is(on($till, 'SELECT count(DISTINCT txid) FROM synchronize_held'), '1', 'which is held');
 on($till, "SELECT possync_discard(id, 'test') FROM synchronize_quarantine WHERE discarded_at IS NULL; ALTER TABLE sale DISABLE TRIGGER possync_queue; DELETE FROM sale WHERE number LIKE 'BAD%'; ALTER TABLE sale ENABLE ALWAYS TRIGGER possync_queue; DELETE FROM synchronize_queue");
 is(push_sales($till), 'ok', 'nothing to push');
 sell('B-4', 'UNLUCKY');

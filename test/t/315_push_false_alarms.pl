@@ -17,7 +17,7 @@ sales_till($till, $master->port, first_key => 100);
 sub on_master { return $master->safe_psql('postgres', $_[0]); }
 sub on_till { return $till->safe_psql('postgres', $_[0]); }
 sub pull { return on_till("SELECT concat_ws(': ', status, error) FROM possync_pull('customer')"); }
-sub held { return on_till('SELECT string_agg(concat_ws($$ $$, reason, direction, message), $$, $$ ORDER BY id) FROM possync_quarantine') . ' ' . on_till('SELECT count(*) FROM synchronize_held'); }
+sub held { return on_till('SELECT string_agg(concat_ws($$ $$, reason, direction, message), $$, $$ ORDER BY id) FROM possync_quarantine') . ' ' . on_till('SELECT count(DISTINCT txid) FROM synchronize_held'); }
 sub waiting { return on_till('SELECT count(*) FROM synchronize_queue'); }
 sub name_of { return join '/', map { $_->safe_psql('postgres', "SELECT name FROM customer WHERE code = '$_[0]'") } $master, $till; }
 sub rename_to { my ($code, $name) = @_; return on_till("UPDATE customer SET name = '$name' WHERE code = '$code'"); }
