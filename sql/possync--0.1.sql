@@ -281,6 +281,7 @@ CREATE TABLE @extschema@.synchronize_batch (
 	run integer NOT NULL,
 	server name NOT NULL,
 	last_txid bigint NOT NULL,
+	made json NOT NULL,
 	given_up boolean NOT NULL DEFAULT false
 );
 
@@ -288,6 +289,7 @@ COMMENT ON TABLE @extschema@.synchronize_batch IS 'batches of a push that were b
 COMMENT ON COLUMN @extschema@.synchronize_batch.id IS 'the run of their translations';
 COMMENT ON COLUMN @extschema@.synchronize_batch.run IS 'the push in synchronize_history';
 COMMENT ON COLUMN @extschema@.synchronize_batch.last_txid IS 'the last queued transaction that it sent';
+COMMENT ON COLUMN @extschema@.synchronize_batch.made IS 'local keys of the rows that got one at the remote in it, by model: integers as first and last of runs';
 COMMENT ON COLUMN @extschema@.synchronize_batch.given_up IS 'only rows of discarded transactions are left: nobody knows whether they arrived, and each is sent again if another one refers to it';
 
 -- Entries of queued transactions, whole, that wait for a person, or for one that does.

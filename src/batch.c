@@ -12,6 +12,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/json.h"
 
 /*
  * Changes in one batch, about.  The remote has nothing to do while the first one is
@@ -347,28 +348,82 @@ pos_batch_learn(PosModel *model, int n, Datum *given, Datum *got)
 					  3, types, values, NULL);
 }
 
+/* Appends keys as a JSON array: integers as runs, of which rows that are new have few. */
+static void
+append_keys(StringInfo buf, PosBatchKeys *rows)
+{
+	bool		is_int = rows->model->local_int;
+	Datum	   *keys;
+	int			n;
+
+	if (is_int)
+		deconstruct_array(DatumGetArrayTypeP(rows->keys), INT8OID, 8, FLOAT8PASSBYVAL,
+						  TYPALIGN_DOUBLE, &keys, NULL, &n);
+	else
+		deconstruct_array(DatumGetArrayTypeP(rows->keys), TEXTOID, -1, false,
+						  TYPALIGN_INT, &keys, NULL, &n);
+	appendStringInfoChar(buf, '[');
+	for (int i = 0; i < n; i++)
+	{
+		int			first = i;
+
+		if (i > 0)
+			appendStringInfoChar(buf, ',');
+		if (!is_int)
+		{
+			escape_json(buf, TextDatumGetCString(keys[i]));
+			continue;
+		}
+		while (i + 1 < n && DatumGetInt64(keys[i + 1]) - 1 == DatumGetInt64(keys[i]))
+			i++;
+		appendStringInfo(buf, "[" INT64_FORMAT "," INT64_FORMAT "]",
+						 DatumGetInt64(keys[first]), DatumGetInt64(keys[i]));
+	}
+	appendStringInfoChar(buf, ']');
+}
+
+/* Returns the keys that a batch has made, by model, as the text of a JSON object. */
+static char *
+made_keys(PosBatch *batch)
+{
+	StringInfoData buf;
+	ListCell   *lc;
+
+	initStringInfo(&buf);
+	foreach(lc, batch->made)
+	{
+		PosBatchKeys *rows = lfirst(lc);
+
+		appendStringInfo(&buf, "%c\"%d\":", buf.len == 0 ? '{' : ',', rows->model->id);
+		append_keys(&buf, rows);
+	}
+	appendStringInfoString(&buf, buf.len == 0 ? "{}" : "}");
+	return buf.data;
+}
+
 /*
  * Notes that a batch is on its way: translations of this run are not sure.  Which they
- * are is remembered, for they cannot be looked up by their run.
+ * are is remembered, here and in the table, for they cannot be looked up by their run.
  */
 void
 pos_batch_open(PosRun *run, PosBatch *batch, int32 history)
 {
-	Oid			types[] = {INT4OID, INT4OID, NAMEOID, INT8OID};
+	Oid			types[] = {INT4OID, INT4OID, NAMEOID, INT8OID, JSONOID};
 	Datum		values[] = {
 		Int32GetDatum(batch->id), Int32GetDatum(history),
 		DirectFunctionCall1(namein, CStringGetDatum(run->tree->server)),
-		batch->txids[batch->ntxids - 1]
+		batch->txids[batch->ntxids - 1], (Datum) 0
 	};
 	ListCell   *lc;
 
-	pos_store_execute("INSERT INTO @.synchronize_batch (id, run, server, last_txid)"
-					  " VALUES ($1, $2, $3, $4)", 4, types, values, NULL);
 	foreach(lc, batch->models)
 	{
 		batch->unsure = add_flagged(batch->unsure, lfirst(lc), POS_ROW_UNSURE);
 		batch->made = add_flagged(batch->made, lfirst(lc), POS_ROW_CREATED);
 	}
+	values[4] = CStringGetTextDatum(made_keys(batch));
+	pos_store_execute("INSERT INTO @.synchronize_batch (id, run, server, last_txid, made)"
+					  " VALUES ($1, $2, $3, $4, $5)", 5, types, values, NULL);
 	if (batch->unsure != NIL)
 		run->whole->sent_again = true;
 }

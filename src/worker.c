@@ -216,10 +216,20 @@ close_batches(PosPush *push)
 						  "SELECT 1 FROM @.synchronize_batch WHERE server = $1"
 						  " AND NOT given_up LIMIT 1", 1, types, values, NULL) == 0)
 		return;
-	pos_store_execute("DELETE FROM @.synchronize_batch b WHERE server = $1"
-					  " AND NOT EXISTS (SELECT 1 FROM @.synchronize_translation t"
-					  " WHERE t.run = b.id AND t.decision = 'c')",
-					  1, types, values, NULL);
+	pos_store_execute_as(POS_PLAN_LOOK_UP,
+						 "DELETE FROM @.synchronize_batch b WHERE server = $1"
+						 " AND NOT EXISTS (SELECT 1"
+						 " FROM json_each(b.made) m (model, keys),"
+						 " json_array_elements(m.keys) k (key), LATERAL"
+						 " (SELECT run, decision FROM @.synchronize_translation"
+						 " WHERE model = m.model::int2 AND local_key"
+						 " BETWEEN (k.key ->> 0)::int8 AND (k.key ->> 1)::int8"
+						 " UNION ALL"
+						 " SELECT run, decision FROM @.synchronize_translation"
+						 " WHERE model = m.model::int2"
+						 " AND local_key_text = k.key #>> '{}') t"
+						 " WHERE t.run = b.id AND t.decision = 'c')",
+						 1, types, values, NULL);
 	pos_store_execute("UPDATE @.synchronize_batch SET given_up = true"
 					  " WHERE server = $1 AND NOT given_up"
 					  " AND NOT EXISTS (SELECT 1 FROM @.synchronize_held"

@@ -158,4 +158,20 @@ UPDATE husband SET wife = NULL;
 DELETE FROM wife WHERE name = 'W1';
 EOC
 pushed('deletes');
+
+# Rows of which nobody knows whether they have arrived, and that nobody sends any more
+sub open_batches { return on($till, 'SELECT count(*) || coalesce(min(given_up::text), $$$$) FROM synchronize_batch'); }
+on($till, "INSERT INTO always (code) SELECT 'lost' || i FROM generate_series(1, 3) i; INSERT INTO by_uuid (code) VALUES ('lost')");
+on($till, "ALTER DATABASE postgres SET possync.fault = 'exit: push written'");
+$till->psql('postgres', "SELECT possync_push('always')");
+on($till, 'ALTER DATABASE postgres RESET possync.fault; DELETE FROM synchronize_queue');
+is(open_batches(), '1false', 'a push ends before it has the answer');
+pushed('nothing');
+is(open_batches(), '1true', 'the keys that it made are unsure');
+on($till, "INSERT INTO old_serial (code, always) SELECT code, id FROM always WHERE code LIKE 'lost%'");
+pushed('references to integers');
+is(open_batches(), '1true', 'the one that is a text still is');
+on($till, "INSERT INTO by_uuid (code, parent) SELECT 'child', id FROM by_uuid WHERE code = 'lost'");
+pushed('a reference to a text');
+is(open_batches(), '0', 'until all have been sent again');
 done_testing();

@@ -83,6 +83,15 @@ is(push_sales($till), 'ok', 'another');
 is(on_till("SELECT string_agg(server || ' ' || status, ', ' ORDER BY id) FROM synchronize_history WHERE status IN ('running', 'interrupted')"),
 	'hq interrupted, elsewhere running', 'finds one that seems to run at its server');
 
+# After a push that was cut off
+on_till("SELECT sell('cut', NULL, 2); ALTER DATABASE postgres SET possync.fault = 'exit: push written'");
+push_sales($till);
+on_till('ALTER DATABASE postgres RESET possync.fault');
+is(on_till('SELECT count(*) FROM synchronize_batch'), '1', 'a push is cut off');
+$before = rows_read('synchronize_translation');
+is(push_sales($till) . on_till('SELECT count(*) FROM synchronize_batch'), 'ok0', 'the next one finds out what has arrived');
+cmp_ok(rows_read('synchronize_translation') - $before, '<', $few, 'and does not read what other batches have made');
+
 # The last run of every tree: of one that ran long ago, of one that fails since long
 on_till(<<"EOC");
 CREATE TABLE quiet (id integer PRIMARY KEY);
