@@ -464,6 +464,14 @@ out_of_date(PGresult *result)
 	return sqlstate != NULL && strncmp(sqlstate, "42", 2) == 0;
 }
 
+/* Whether a column of a result of one row, a boolean in binary form, is true. */
+static bool
+is_true(PGresult *result, int column)
+{
+	return PQgetlength(result, 0, column) == 1 &&
+		PQgetvalue(result, 0, column)[0] != 0;
+}
+
 /*
  * Takes the answer to pos_pg_query_clock.  Returns false if it comes from another
  * server than we know, which may happen behind a pooler.
@@ -474,11 +482,11 @@ receive_clock(PosPgSession *session)
 	PGresult   *res = session->result;
 	TimestampTz started;
 
-	pos_pg_expect_row(session, 5);
+	pos_pg_expect_row(session, 6);
 	pos_pg_set_clock(session, pos_pg_time(session, 0));
 	session->complete = pos_pg_time(session, 1);
-	session->sees_running = PQgetlength(res, 0, 4) == 1 &&
-		PQgetvalue(res, 0, 4)[0] != 0;
+	session->sees_running = is_true(res, 4);
+	session->direct = is_true(res, 5);
 	started = pos_pg_time(session, 2);
 	if (session->source == NULL)
 	{

@@ -124,6 +124,7 @@ typedef struct PosPgSession
 
 	char	   *source;			/* identity of the remote; NULL: not yet asked */
 	TimestampTz started;		/* when the server with that identity started */
+	bool		direct;			/* with the remote, and no pooler in between */
 	MemoryContext relation_context; /* what is known of remote tables */
 	struct relations_hash *relations;	/* NULL: nothing */
 	MemoryContext poll_context; /* what polls have found out */

@@ -42,6 +42,7 @@ pos_flight_launch(PosPush *push, PosFlight *flight)
 	if (!flight->arrived)
 		connection->ops->send(connection, flight->steps.steps,
 							  flight->steps.nsteps, &push->pending);
+	push->ahead = NULL;
 	pos_transaction_commit();
 	push->landing = false;
 }
@@ -98,6 +99,22 @@ pos_flight_expect(PosPush *push)
 }
 
 /*
+ * Sends the rows of the next batch behind the one on its way, if they go the same way:
+ * the options of the server may have changed in between.
+ */
+static void
+send_ahead(PosPush *push, PosFlight *next)
+{
+	PosConnection *connection = push->flying->run->connection;
+
+	if (next->run->connection != connection || next->steps.nsteps == 0 ||
+		connection->ops->ahead == NULL)
+		return;
+	push->ahead = connection;
+	connection->ops->ahead(connection, next->steps.steps, next->steps.nsteps);
+}
+
+/*
  * Waits for the batch on its way, if there is one, and confirms it in the
  * transaction at hand, which may be rolled back and another one confirm it: with
  * the commit comes pos_flight_landed.  After an error push->landing tells if it is
@@ -120,13 +137,12 @@ pos_flight_land(PosPush *push, PosFlight *next)
 		PosConnection *connection = flight->run->connection;
 
 		push->landing = true;
-		if (next != NULL && next->steps.nsteps > 0 && connection->ops->ahead != NULL)
-			connection->ops->ahead(connection, next->steps.steps, next->steps.nsteps);
+		if (next != NULL)
+			send_ahead(push, next);
 		connection->ops->receive(connection);
 		push->landing = false;
 		flight->arrived = true;
-		flight->received =
-			flight->run->connection->ops->received(flight->run->connection);
+		flight->received = connection->ops->received(connection);
 	}
 	if (!flight->counted)
 	{
@@ -145,18 +161,16 @@ pos_flight_land(PosPush *push, PosFlight *next)
 }
 
 /*
- * The transaction that was to send the next batch has failed: what of it is at the
- * remote comes to nothing.
+ * The transaction that was to send the next batch has failed, or what was to follow
+ * it: what of the batch is at the remote comes to nothing.
  */
 void
 pos_flight_retract(PosPush *push)
 {
-	PosFlight  *flight = push->flying;
-
 	push->confirmed = push->expected = false;
-	if (flight != NULL && flight->arrived &&
-		flight->run->connection->ops->ahead != NULL)
-		flight->run->connection->ops->abandon(flight->run->connection);
+	if (push->ahead != NULL)
+		push->ahead->ops->abandon(push->ahead);
+	push->ahead = NULL;
 }
 
 /* The transaction that confirmed a batch is committed: nothing flies. */

@@ -33,8 +33,9 @@ static void append_untold(StringInfo sql, PosPgRelation *relation,
 
 /*
  * The remote's clock, how far it is complete, when it was started, its identity if
- * that is not known yet, and whether we see what runs there; one row.  To be run before the snapshot is
- * taken, in a transaction of its own.
+ * that is not known yet, whether we see what runs there, and whether the session is
+ * the one that we were given when we connected, and not a pooler's; one row.  To be run
+ * before the snapshot is taken, in a transaction of its own.
  *
  * Where we may see them, the cap is the start of the oldest transaction in the
  * database.  A statement that has arrived may take its time stamp before its
@@ -86,10 +87,11 @@ pos_pg_query_clock(PosPgSession *session)
 					" THEN pg_last_xact_replay_timestamp() END) - interval '%d ms'),"
 					" pg_postmaster_start_time(), %s,"
 					" pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')"
-					" AND NOT pg_is_in_recovery()"
+					" AND NOT pg_is_in_recovery(), pg_backend_pid() = %d"
 					" FROM (SELECT clock_timestamp() AS now OFFSET 0) k",
 					UNSEEN_START, database, session->options.overlap,
-					database, session->options.overlap, source);
+					database, session->options.overlap, source,
+					PQbackendPID(session->conn));
 }
 
 /*

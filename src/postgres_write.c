@@ -5,6 +5,8 @@
  * All statements of a write go out in one pipeline between BEGIN and COMMIT.  Those
  * of the next one may follow before the answers have been read, without their COMMIT:
  * so the remote is at work on them while it becomes clear whether that may be sent.
+ * Not through a pooler, which gives the remote's session to others when a transaction
+ * ends, whatever has been sent behind it.
  */
 #include "postgres.h"
 
@@ -325,7 +327,7 @@ pos_pg_write_ahead(PosConnection *connection, PosStep **steps, int nsteps)
 {
 	PosPgSession *session = (PosPgSession *) connection;
 
-	if (session->state != POS_PG_WRITING || !session->sent)
+	if (session->state != POS_PG_WRITING || !session->sent || !session->direct)
 		return;
 	for (int i = 0; i < nsteps; i++)
 		if (pos_pg_relation(session, steps[i]->table->remote) == NULL)

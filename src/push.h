@@ -146,6 +146,8 @@ typedef struct PosPush
 	PosCulprit	culprit;		/* of the last batch that failed */
 	PosFlight	flights[2];		/* one flies, one is prepared */
 	PosFlight  *flying;			/* or NULL */
+	PosConnection *ahead;		/* has rows of the batch that is prepared; or
+								 * NULL */
 	bool		pending;		/* it may have arrived */
 	bool		landing;		/* an error is its, see flight.c */
 	bool		expected;		/* by the transaction at hand: confirmed, as

@@ -8,6 +8,7 @@ use warnings FATAL => 'all';
 use Possync;
 use Possync::Proxy;
 use Possync::Sales;
+use Possync::Session;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time usleep);
@@ -124,6 +125,20 @@ for my $bytes (map { 4000 * $_ } 1 .. 12)
 	is($done, 'ok', "cut after $bytes bytes");
 }
 all_there('cuts');
+
+# The user mapping is made anew while one batch is at the master, and the next one goes
+# through another session: it does not wait for its own rows
+on_master("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.05); RETURN NEW; END'; CREATE TRIGGER slow BEFORE INSERT ON sale FOR EACH ROW EXECUTE FUNCTION slow()");
+on_till("ALTER SERVER hq OPTIONS (ADD statement_timeout '5s')");
+sell(40);
+my ($role, $options) = split /\t/, on_till("SELECT usename || chr(9) || (SELECT string_agg(format('%I %L', split_part(o, '=', 1), substr(o, strpos(o, '=') + 1)), ', ') FROM unnest(umoptions) o) FROM pg_user_mappings");
+my $renewer = Possync::Session->new($till);
+$renewer->start_sql(join ';', map { "BEGIN; LOCK TABLE sale; SELECT pg_sleep(0.3); DROP USER MAPPING FOR $role SERVER hq; CREATE USER MAPPING FOR $role SERVER hq OPTIONS ($options); COMMIT; SELECT pg_sleep(0.05)" } 1 .. 6);
+is(push_sales($till), 'ok', 'another session for the next batch');
+$renewer->answer;
+all_there('another session');
+on_master('DROP TRIGGER slow ON sale');
+on_till('ALTER SERVER hq OPTIONS (DROP statement_timeout)');
 
 # No way through, with rows of the next batch there: the master does not keep its
 # locks for ever
