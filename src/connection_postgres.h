@@ -163,6 +163,8 @@ typedef struct PosPgSession
 	PosStep   **ahead;			/* those of the next one, if they are sent,
 								 * but for their end */
 	bool		ahead_sent;		/* all of these, as far as we know */
+	bool		halted;			/* its end was sent after a sync */
+	int			nsyncs;			/* that are to be received */
 	bool		repeated;		/* it has been sent before, on a connection
 								 * that was lost */
 

@@ -7,6 +7,9 @@
  * so the remote is at work on them while it becomes clear whether that may be sent.
  * Not through a pooler, which gives the remote's session to others when a transaction
  * ends, whatever has been sent behind it.
+ *
+ * Those sent ahead have a sync of their own: until their COMMIT comes, which may be
+ * never, the remote's session is idle in a transaction, and that it limits.
  */
 #include "postgres.h"
 
@@ -70,6 +73,13 @@ expect_end(PosPgSession *session)
 		fail(session);
 }
 
+static void
+expect_sync(PosPgSession *session)
+{
+	expect(session, PGRES_PIPELINE_SYNC);
+	session->nsyncs--;
+}
+
 /*
  * Makes the session ready for other things after an error that stands in its
  * result, if the remote lives: what is left of the pipeline is skipped, the
@@ -79,11 +89,7 @@ static void
 leave(PosPgSession *session)
 {
 	PGresult   *error = session->result;
-	int			ends = 1;
 
-	/* what was sent ahead has no end yet */
-	if (session->ahead != NULL && PQpipelineSync(session->conn))
-		ends++;
 	session->ahead = NULL;
 	if (error != NULL && PQstatus(session->conn) == CONNECTION_OK &&
 		!pos_pg_lost(session))
@@ -92,14 +98,18 @@ leave(PosPgSession *session)
 		do
 		{
 			if (PQresultStatus(pos_pg_result(session)) == PGRES_PIPELINE_SYNC)
-				ends--;
-		} while (PQstatus(session->conn) == CONNECTION_OK && ends > 0);
+				session->nsyncs--;
+		} while (PQstatus(session->conn) == CONNECTION_OK && session->nsyncs > 0);
 		PQclear(session->result);
 		session->result = error;
 		if (PQstatus(session->conn) == CONNECTION_OK)
 		{
 			*session->pending = session->repeated;
-			pos_pg_session_end(session, "ROLLBACK");
+			if (PQtransactionStatus(session->conn) == PQTRANS_IDLE &&
+				PQexitPipelineMode(session->conn))
+				session->state = POS_PG_IDLE;
+			else
+				pos_pg_session_end(session, "ROLLBACK");
 			pos_pg_session_leave(session);
 		}
 	}
@@ -208,13 +218,21 @@ send_steps(PosPgSession *session, PosStep **steps, int nsteps)
 	return sent;
 }
 
+static bool
+send_sync(PosPgSession *session)
+{
+	if (!PQpipelineSync(session->conn))
+		return false;
+	session->nsyncs++;
+	return true;
+}
+
 /* Puts the end of the steps on its way, too, if they are; from here on they count. */
 static void
 send_end(PosPgSession *session, bool sent)
 {
 	*session->pending = true;
-	session->sent = sent && send(session, "COMMIT", NULL) &&
-		PQpipelineSync(session->conn);
+	session->sent = sent && send(session, "COMMIT", NULL) && send_sync(session);
 }
 
 /*
@@ -227,6 +245,8 @@ send_all(PosPgSession *session)
 	session->ending = session->state == POS_PG_ENDING;
 	session->state = POS_PG_WRITING;
 	session->command = "BEGIN";
+	session->halted = false;
+	session->nsyncs = 0;
 	send_end(session, send_steps(session, session->steps, session->nsteps));
 }
 
@@ -253,10 +273,14 @@ receive_steps(PosPgSession *session, bool kept)
 	expect_end(session);
 	for (int i = 0; i < session->nsteps; i++)
 		take_result(session, session->steps[i]);
+	if (session->halted)
+		expect_sync(session);
 	session->command = "COMMIT";
 	expect(session, PGRES_COMMAND_OK);
+	if (strcmp(PQcmdStatus(session->result), "COMMIT") != 0)
+		fail(session);
 	expect_end(session);
-	expect(session, PGRES_PIPELINE_SYNC);
+	expect_sync(session);
 	if (session->ahead != NULL)
 		session->state = POS_PG_WRITING;
 	else if (PQexitPipelineMode(session->conn))
@@ -309,6 +333,8 @@ pos_pg_write_send(PosConnection *connection, PosStep **steps, int nsteps,
 	{
 		session->ahead = NULL;
 		session->ending = false;
+		session->halted = true;
+		session->command = "BEGIN";
 		pos_pg_session_enter(session);
 		send_end(session, session->ahead_sent);
 	}
@@ -333,7 +359,7 @@ pos_pg_write_ahead(PosConnection *connection, PosStep **steps, int nsteps)
 		if (pos_pg_relation(session, steps[i]->table->remote) == NULL)
 			return;
 	session->ahead = steps;
-	session->ahead_sent = send_steps(session, steps, nsteps);
+	session->ahead_sent = send_steps(session, steps, nsteps) && send_sync(session);
 }
 
 /* See connection.h: pump */

@@ -14,7 +14,7 @@ use Test::More;
 use Time::HiRes qw(time usleep);
 
 my $master = Possync->cluster('master');
-my $till = Possync->cluster('till', 'restart_after_crash = on');
+my $till = Possync->cluster('till', "restart_after_crash = on\nwal_level = replica\nmax_wal_senders = 2");
 my $proxy = Possync::Proxy->new($master->port);
 sales_master($master);
 sales_till($till, $proxy->port, first_key => 100);
@@ -137,8 +137,27 @@ $renewer->start_sql(join ';', map { "BEGIN; LOCK TABLE sale; SELECT pg_sleep(0.3
 is(push_sales($till), 'ok', 'another session for the next batch');
 $renewer->answer;
 all_there('another session');
+
+# The till waits for a standby that does not come, when the next batch is there: the
+# master does not keep the locks of that
+on_till("ALTER SERVER hq OPTIONS (SET statement_timeout '2s')");
+my $arrived = on_master('SELECT count(*) FROM sale');
+sell(40);
+my $pusher = Possync::Session->new($till);
+$pusher->start_sql("SELECT status FROM possync_push('sale')");
+$master->poll_query_until('postgres', "SELECT count(*) > $arrived + 8 FROM sale") or die 'nothing arrives';
+on_till("ALTER SYSTEM SET synchronous_standby_names = 'nobody'; SELECT pg_reload_conf()");
+$till->poll_query_until('postgres', q{SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep'}) or die 'nobody waits';
+cmp_ok(on_master(q{SELECT count(*) FROM pg_stat_activity WHERE usename = 'clerk' AND xact_start IS NOT NULL}), '>', 0, 'the next batch is there');
+my $waited = time;
+$master->poll_query_until('postgres', q{SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE usename = 'clerk' AND xact_start IS NOT NULL)});
+cmp_ok(time - $waited, '<', 20, 'its transaction ends');
+on_till("SET synchronous_commit = off; ALTER SYSTEM RESET synchronous_standby_names; SELECT pg_reload_conf()");
+$pusher->answer;
 on_master('DROP TRIGGER slow ON sale');
 on_till('ALTER SERVER hq OPTIONS (DROP statement_timeout)');
+is(push_sales($till), 'ok', 'pushed when the standby is not waited for');
+all_there('a standby');
 
 # No way through, with rows of the next batch there: the master does not keep its
 # locks for ever
