@@ -232,6 +232,19 @@ find(PosLinks *links, Search *search, PosModel *model, Datum key, bool covered)
 	return found;
 }
 
+/* Refuses a row of which the key on the other side is of another type than now. */
+static void
+check_type(PosModel *model, bool isnull)
+{
+	if (isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the key of table %s has changed its type since it was first synchronized",
+						model->name),
+				 errhint("Remove the model with possync_remove_model('%s', forget => true) and add it again.",
+						 model->name)));
+}
+
 /* Reads the row in the slot, which was found by one of its keys. */
 static void
 read_row(TupleTableSlot *slot, PosModel *model, bool remote, PosLink *link)
@@ -245,13 +258,7 @@ read_row(TupleTableSlot *slot, PosModel *model, bool remote, PosLink *link)
 	else
 		column = model->remote_int ? POS_COL_REMOTE : POS_COL_REMOTE_TEXT;
 	link->other = slot_getattr(slot, column + 1, &isnull);
-	if (isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the key of table %s has changed its type since it was first synchronized",
-						model->name),
-				 errhint("Remove the model with possync_remove_model('%s', forget => true) and add it again.",
-						 model->name)));
+	check_type(model, isnull);
 	link->matched =
 		DatumGetChar(slot_getattr(slot, POS_COL_DECISION + 1, &isnull)) == 'm';
 	link->run = DatumGetInt32(slot_getattr(slot, POS_COL_RUN + 1, &isnull));
@@ -278,7 +285,10 @@ pos_links_find(PosLinks *links, PosModel *model, bool remote, Datum key, PosLink
 	if (!TTS_EMPTY(links->slot))
 		read_row(links->slot, model, remote, link);
 	else
+	{
 		link->other = index_getattr(search->scan->xs_itup, COVERED_COLUMN,
 									search->scan->xs_itupdesc, &isnull);
+		check_type(model, isnull);
+	}
 	return true;
 }

@@ -77,6 +77,18 @@ is(here($pull), 'ok|1|0|0', 'it is back');
 isnt(here("SELECT price FROM item WHERE code = 'c30'"), '-1', 'here, too');
 is(here($gone), 0, 'and nothing is gone any more');
 
+# A local key that has become another type: what the index has of it is no key
+my $parts = 'CREATE TABLE part (id %s PRIMARY KEY, code text NOT NULL, updated_at timestamptz NOT NULL DEFAULT clock_timestamp())';
+there(sprintf($parts, 'bigint') . "; INSERT INTO part SELECT i, 'p' || i FROM generate_series(1, 10) i; GRANT SELECT ON part TO clerk");
+here('CREATE SEQUENCE part_id; ' . sprintf($parts, "text DEFAULT nextval('part_id')") . "; SELECT possync_add_model('part', server => 'hq')");
+my $pull_parts = "SELECT concat_ws('|', status, rows_created, rows_updated, error) FROM possync_pull('part')";
+is(here($pull_parts), 'ok|10|0', 'keys are texts');
+here("ALTER TABLE part ALTER id DROP DEFAULT, ALTER id TYPE bigint USING id::bigint; ALTER TABLE part ALTER id SET DEFAULT nextval('part_id')");
+here('VACUUM synchronize_translation');
+there('UPDATE part SET updated_at = clock_timestamp()');
+like(here($pull_parts), qr/^failed\|.*the key of table .*part.* has changed its type/, 'and now they are numbers');
+is(here('SELECT count(*) FROM part'), 10, 'nothing is made anew');
+
 # One snapshot for all: what another one has linked since is not taken from the index
 here('VACUUM synchronize_translation');
 my $old = Possync::Session->new($till);
