@@ -286,6 +286,7 @@ pos_build_indexes(Relation rel, List *indexes)
 	SetUserIdAndSecContext(rel->rd_rel->relowner,
 						   security | SECURITY_RESTRICTED_OPERATION);
 	nestlevel = NewGUCNestLevel();
+	pos_compat_restrict_search_path();
 	nworkers = choose_workers(rel, list_length(shared));
 	if (nworkers > 0)
 		build_together(rel, shared, nworkers);

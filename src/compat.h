@@ -28,6 +28,7 @@
 #include "storage/procnumber.h"
 #endif
 #include "utils/acl.h"
+#include "utils/guc.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
 #include "utils/snapmgr.h"
@@ -157,6 +158,15 @@ pos_compat_set_size(Relation rel, BlockNumber pages, double tuples,
 #else
 	vac_update_relstats(rel, pages, tuples, visible, true, InvalidTransactionId,
 						InvalidMultiXactId, NULL, NULL, true);
+#endif
+}
+
+/* Has functions of indexes find what they name where PostgreSQL builds one */
+static inline void
+pos_compat_restrict_search_path(void)
+{
+#if PG_VERSION_NUM >= 170000
+	RestrictSearchPath();
 #endif
 }
 
