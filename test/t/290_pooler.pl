@@ -5,78 +5,22 @@ use strict;
 use warnings FATAL => 'all';
 
 use Possync;
-use IO::Socket::INET;
-use PostgreSQL::Test::Cluster;
-use PostgreSQL::Test::Utils;
-use POSIX ();
+use Possync::Pooler;
 use Test::More;
 
-my ($pgbouncer) = grep { -x } map { "$_/pgbouncer" } split(/:/, $ENV{PATH}), '/usr/sbin';
-plan skip_all => 'PgBouncer is not installed' unless $pgbouncer;
+plan skip_all => 'PgBouncer is not installed' unless Possync::Pooler->installed;
 
 my $master = Possync->cluster('master');
 my $till = Possync->cluster('till');
 my $catalogue = "SELECT * FROM catalogue WHERE what NOT LIKE 'price%' ORDER BY what, key";
-my $port = PostgreSQL::Test::Cluster::get_free_port();
-my $directory = PostgreSQL::Test::Utils::tempdir();
+my $pooler = Possync::Pooler->new($master);
+my $port = $pooler->port;
 my $step = 0;
 
 shop($master, products => 300, first_key => 1000001, office => 'on');
 shop($till, products => 20);
 connect_till($till, $port);
 $till->safe_psql('postgres', "SELECT * FROM possync_add_model('product', server => 'hq'); SELECT possync_set_field('unit', 'symbol', match => true)");
-
-append_to_file("$directory/users", qq{"clerk" "secret"\n});
-append_to_file("$directory/pgbouncer.ini", <<"EOC");
-[databases]
-postgres = host=127.0.0.1 port=${\ $master->port} dbname=postgres
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = $port
-unix_socket_dir =
-auth_type = scram-sha-256
-auth_file = $directory/users
-pool_mode = transaction
-default_pool_size = 3
-server_round_robin = 1
-pidfile = $directory/pid
-logfile = $directory/log
-admin_users = clerk
-EOC
-
-my $pooler;
-
-sub start_pooler
-{
-	$pooler = fork() // die "fork: $!";
-	if ($pooler == 0)
-	{
-		open STDOUT, '>', "$directory/out";
-		open STDERR, '>&', \*STDOUT;
-		exec $pgbouncer, "$directory/pgbouncer.ini" or POSIX::_exit(1);
-	}
-	for (1 .. 100)
-	{
-		last if IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port);
-		select undef, undef, undef, 0.1;
-	}
-	return;
-}
-
-sub stop_pooler
-{
-	my ($signal) = @_;
-	kill $signal, $pooler;
-	waitpid $pooler, 0;
-	undef $pooler;
-	return;
-}
-
-END
-{
-	local $?;
-	stop_pooler('KILL') if $pooler;
-}
 
 sub change
 {
@@ -89,7 +33,7 @@ EOC
 	return;
 }
 
-start_pooler();
+$pooler->start;
 my @sessions = map { Possync::Session->new($till) } 1 .. 2;
 my $pull = "SELECT status FROM possync_pull('product')";
 
@@ -125,8 +69,8 @@ $_->safe_psql('postgres', "CREATE TABLE voucher (id serial PRIMARY KEY, code tex
 $master->safe_psql('postgres', "INSERT INTO voucher (code) VALUES ('a'), ('b')");
 $till->safe_psql('postgres', "SELECT * FROM possync_add_model('voucher', server => 'hq')");
 sleep 1;
-stop_pooler('INT');
-start_pooler();
+$pooler->stop('INT');
+$pooler->start;
 sub statements
 {
 	my ($polls) = @_;
@@ -161,13 +105,13 @@ $master->safe_psql('postgres', "ALTER ROLE clerk RESET log_statement");
 for my $signal ('INT', 'KILL')
 {
 	change();
-	stop_pooler($signal);
+	$pooler->stop($signal);
 	like(($sessions[0]->run($pull))[0], qr/^failed/, "$signal: it is gone");
-	start_pooler();
+	$pooler->start;
 	is(($sessions[$_]->run($pull))[0], 'ok', "$signal: it is back, session $_") for 0, 1;
 	is_same($master, $till, $catalogue, "$signal: both sides say the same");
-	stop_pooler($signal);
-	start_pooler();
+	$pooler->stop($signal);
+	$pooler->start;
 	change();
 	is(($sessions[$_]->run($pull))[0], 'ok', "$signal: restarted between pulls, session $_") for 0, 1;
 	is_same($master, $till, $catalogue, "$signal: both sides say the same");
@@ -182,6 +126,6 @@ is(($sessions[0]->run($pull))[0], 'ok', 'and again') if $out ne 'ok';
 is_same($master, $till, $catalogue, 'both sides say the same');
 
 $_->quit for @sessions;
-stop_pooler('KILL');
+$pooler->stop('KILL');
 unlike(slurp_file($till->logfile), qr/leak|PANIC|TRAP|XX000/, 'nothing leaked');
 done_testing();
