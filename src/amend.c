@@ -8,6 +8,10 @@
  * or belong to the statement) makes a table unfit for this way; the caller then
  * uses SQL.
  *
+ * Rows are entered into the indexes some at a time, one index after the other: what is
+ * read of one is still at hand for the next row.  So rows may exchange the values of
+ * unique columns if they come close to each other; update.c sees to those that do not.
+ *
  * Columns that are the same keep the value that is stored, so nothing is stored
  * anew out of line, and what no index has changes within its page.
  */
@@ -28,8 +32,8 @@
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
 
-/* Updated rows until the WAL writer is told */
-#define LOG_ROWS	64
+/* Updated rows until they are entered into the indexes, and the WAL writer is told */
+#define BATCH_ROWS	64
 
 /* Whether the current user sees and may read all of a model's rows. */
 bool
@@ -86,6 +90,15 @@ pos_amend_is_same(PosModel *model, TupleTableSlot *slot, Datum *values,
 	return true;
 }
 
+/* A row that was updated, until it is entered into the indexes */
+typedef struct Amended
+{
+	TupleTableSlot *slot;		/* the new row; made when first needed */
+	ItemPointerData place;		/* of the old one */
+	PosCompatIndexes indexes;	/* into which the new one has to be entered */
+	List	   *recheck;		/* of Oid: those that have to be checked again */
+} Amended;
+
 /* What is needed to update rows of a model */
 typedef struct Amendment
 {
@@ -93,7 +106,9 @@ typedef struct Amendment
 	PosTarget	target;
 	PosLookup  *lookup;
 	TupleTableSlot *stored;		/* the old row, if it is found by its place */
-	TupleTableSlot *slot;		/* the new row */
+	MemoryContext context;		/* of what is kept until rows are entered */
+	int			n;
+	Amended		rows[BATCH_ROWS];
 } Amendment;
 
 /* Returns the columns that are set, as the executor numbers them. */
@@ -114,7 +129,7 @@ fill_slot(Amendment *amendment, TupleTableSlot *stored, Datum *values,
 		  bool *nulls)
 {
 	PosModel   *model = amendment->model;
-	TupleTableSlot *slot = amendment->slot;
+	TupleTableSlot *slot = amendment->rows[amendment->n].slot;
 	TupleDesc	desc = slot->tts_tupleDescriptor;
 	int			natts = desc->natts;
 
@@ -144,16 +159,17 @@ fill_slot(Amendment *amendment, TupleTableSlot *stored, Datum *values,
 static bool
 replace_row(Amendment *amendment, ItemPointer tid)
 {
-	PosTarget  *target = &amendment->target;
+	Amended    *row = &amendment->rows[amendment->n];
 	TM_FailureData failure;
-	PosCompatIndexes indexes;
-	List	   *recheck = NIL;
 
-	switch (pos_compat_update_tuple(target->rel, tid, amendment->slot,
-									GetActiveSnapshot(), &failure, &indexes))
+	switch (pos_compat_update_tuple(amendment->target.rel, tid, row->slot,
+									GetActiveSnapshot(), &failure, &row->indexes))
 	{
 		case TM_Ok:
-			break;
+			row->place = *tid;
+			row->recheck = NIL;
+			amendment->n++;
+			return true;
 		case TM_SelfModified:
 			return true;		/* as UPDATE passes over what comes twice */
 		case TM_Updated:
@@ -166,12 +182,75 @@ replace_row(Amendment *amendment, ItemPointer tid)
 		default:
 			elog(ERROR, "unrecognized result of an update");
 	}
-	if (target->info->ri_NumIndices > 0 && pos_compat_has_indexes(indexes))
-		recheck = pos_compat_update_index_tuples(target->info, amendment->slot,
-												 target->estate, indexes);
-	ExecARUpdateTriggers(target->estate, target->info, NULL, NULL, tid, NULL,
-						 amendment->slot, recheck, NULL, false);
-	return true;
+}
+
+/* Enters the updated rows into those indexes that are ready. */
+static void
+enter_rows(Amendment *amendment)
+{
+	PosTarget  *target = &amendment->target;
+
+	for (int i = 0; i < amendment->n; i++)
+	{
+		Amended    *row = &amendment->rows[i];
+
+		if (!pos_compat_has_indexes(row->indexes))
+			continue;
+		row->recheck =
+			list_concat(row->recheck,
+						pos_compat_update_index_tuples(target->info, row->slot,
+													   target->estate, row->indexes));
+		ResetPerTupleExprContext(target->estate);
+	}
+}
+
+/* Enters the updated rows into one index after the other. */
+static void
+enter_all(Amendment *amendment)
+{
+	int			n = amendment->target.info->ri_NumIndices;
+	IndexInfo **infos = amendment->target.info->ri_IndexRelationInfo;
+	bool	   *ready = palloc(n * sizeof(bool));
+
+	for (int i = 0; i < n; i++)
+	{
+		ready[i] = infos[i]->ii_ReadyForInserts;
+		infos[i]->ii_ReadyForInserts = false;
+	}
+	for (int i = 0; i < n; i++)
+	{
+		if (!ready[i])
+			continue;
+		infos[i]->ii_ReadyForInserts = true;
+		enter_rows(amendment);
+		infos[i]->ii_ReadyForInserts = false;
+	}
+	for (int i = 0; i < n; i++)
+		infos[i]->ii_ReadyForInserts = ready[i];
+}
+
+/* Completes the updated rows: indexes, then triggers. */
+static void
+complete(Amendment *amendment)
+{
+	PosTarget  *target = &amendment->target;
+	MemoryContext old = MemoryContextSwitchTo(amendment->context);
+
+	enter_all(amendment);
+	for (int i = 0; i < amendment->n; i++)
+	{
+		Amended    *row = &amendment->rows[i];
+
+		ExecARUpdateTriggers(target->estate, target->info, NULL, NULL, &row->place,
+							 NULL, row->slot, row->recheck, NULL, false);
+		ExecClearTuple(row->slot);
+	}
+	/* of a few rows there is nothing to write before they are committed */
+	if (amendment->n == BATCH_ROWS)
+		pos_target_log();
+	amendment->n = 0;
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(amendment->context);
 }
 
 /*
@@ -188,12 +267,28 @@ find_row(Amendment *amendment, ItemPointer seen, Datum *values)
 	return pos_lookup_find(amendment->lookup, &values[POS_STAGE_FIRST]);
 }
 
+/* Makes the slot of a new row, if it is the first one there. */
+static void
+make_slot(Amendment *amendment, Amended *row)
+{
+	EState	   *estate = amendment->target.estate;
+	MemoryContext old;
+
+	if (row->slot != NULL)
+		return;
+	old = MemoryContextSwitchTo(estate->es_query_cxt);
+	row->slot = table_slot_create(amendment->model->rel, &estate->es_tupleTable);
+	MemoryContextSwitchTo(old);
+}
+
 /* Updates one row.  Returns false if it is not there. */
 static bool
 amend_row(Amendment *amendment, ItemPointer seen, Datum *values, bool *nulls)
 {
+	Amended    *row = &amendment->rows[amendment->n];
 	TupleTableSlot *stored;
 
+	make_slot(amendment, row);
 	while ((stored = find_row(amendment, seen, values)) != NULL)
 	{
 		ItemPointerData tid = stored->tts_tid;
@@ -201,7 +296,8 @@ amend_row(Amendment *amendment, ItemPointer seen, Datum *values, bool *nulls)
 		if (pos_amend_is_same(amendment->model, stored, values, nulls))
 			return true;
 		fill_slot(amendment, stored, values, nulls);
-		pos_target_complete(&amendment->target, amendment->slot, CMD_UPDATE);
+		pos_target_complete(&amendment->target, row->slot, CMD_UPDATE);
+		ExecMaterializeSlot(row->slot);
 		if (replace_row(amendment, &tid))
 			return true;
 		(void) pos_lookup_renew(amendment->lookup);
@@ -213,12 +309,15 @@ amend_row(Amendment *amendment, ItemPointer seen, Datum *values, bool *nulls)
 static void
 begin(Amendment *amendment, PosModel *model)
 {
+	memset(amendment, 0, sizeof(Amendment));
 	amendment->model = model;
 	amendment->lookup = pos_lookup_open(model);
 	pos_target_open(&amendment->target, model->rel, CMD_UPDATE,
 					updated_columns(model));
 	amendment->stored = table_slot_create(model->rel, NULL);
-	amendment->slot = table_slot_create(model->rel, NULL);
+	amendment->context = AllocSetContextCreate(CurrentMemoryContext,
+											   "possync updates",
+											   ALLOCSET_SMALL_SIZES);
 	AfterTriggerBeginQuery();
 }
 
@@ -229,7 +328,7 @@ end(Amendment *amendment)
 	CommandCounterIncrement();
 	UpdateActiveSnapshotCommandId();
 	AfterTriggerEndQuery(amendment->target.estate);
-	ExecDropSingleTupleTableSlot(amendment->slot);
+	MemoryContextDelete(amendment->context);
 	ExecDropSingleTupleTableSlot(amendment->stored);
 	pos_target_close(&amendment->target);
 	pos_lookup_close(amendment->lookup);
@@ -258,12 +357,12 @@ pos_amend_rows(PosModel *model, PosRowset *rows, ItemPointer seen)
 
 		if (amend_row(&amendment, seen == NULL ? NULL : &seen[i], values, nulls))
 			done++;
-		if (i % LOG_ROWS == LOG_ROWS - 1)
-			pos_target_log();
-		ExecClearTuple(amendment.slot);
 		MemoryContextSwitchTo(old);
 		ResetPerTupleExprContext(amendment.target.estate);
+		if (amendment.n == BATCH_ROWS)
+			complete(&amendment);
 	}
+	complete(&amendment);
 	end(&amendment);
 	PopActiveSnapshot();
 	return done;

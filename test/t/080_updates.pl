@@ -271,6 +271,23 @@ is(here(q(SELECT count(bt_index_check(i.indexrelid, true)) FROM pg_index i JOIN 
 is(here(q(SET enable_seqscan = off; SET enable_sort = off; SELECT count(*) FROM slot s WHERE EXISTS (SELECT FROM slot t WHERE t.label = s.label)
 	AND EXISTS (SELECT FROM slot t WHERE t.room = s.room AND t.during && s.during))), '3', 'others, too');
 
+# Values that go round, near and far: rows are entered into indexes some at a time
+table('ring', 'label text, rank int', "('r1', 'l1', 1)", more => 'UNIQUE (label), UNIQUE (rank) DEFERRABLE INITIALLY DEFERRED');
+there(q(INSERT INTO ring (code, label, rank) SELECT 'r' || i, 'l' || i, i FROM generate_series(2, 300) i));
+pulled('ring', 'ok|300|0|0|0|0', 'a ring');
+for my $step (1, 2, 150, 299)
+{
+	there("UPDATE ring SET rank = 1 + (rank + $step - 1) % 300, label = 'l' || 1 + (rank + $step - 1) % 300");
+	pulled('ring', 'ok|0|0|300|0|0', "turned by $step");
+	is_same($master, $till, 'SELECT code, label, rank FROM ring ORDER BY 1', "the ring is the same, turned by $step");
+}
+there(q(UPDATE ring SET label = 'twice' WHERE code IN ('r7', 'r8', 'r200')));
+pulled('ring', 'ok|0|0|1|297|2', 'one label for three rows');
+there(q(UPDATE ring SET label = code));
+pulled('ring', 'ok|0|0|300|0|0', 'a label for each');
+is_same($master, $till, 'SELECT code, label, rank FROM ring ORDER BY 1', 'the ring is the same');
+is(here(q(SELECT count(bt_index_check(indexrelid, true)) FROM pg_index WHERE indrelid = 'ring'::regclass)), '4', 'its indexes are complete');
+
 # A row refers to one that is made by the same pull
 there(<<'EOC');
 CREATE TABLE shelf (id serial PRIMARY KEY, code text NOT NULL);
