@@ -6,6 +6,7 @@ use warnings FATAL => 'all';
 
 use Possync;
 use Possync::Pooler;
+use PostgreSQL::Test::Utils;
 use Test::More;
 
 plan skip_all => 'PgBouncer is not installed' unless Possync::Pooler->installed;
