@@ -33,7 +33,9 @@
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
-/* The column of the index on remote integers that has the local one */
+/* The column of an index that has the key, and that of the one on remote integers that
+ * has the local one */
+#define KEY_COLUMN		2
 #define COVERED_COLUMN	3
 
 static const struct
@@ -152,22 +154,57 @@ pos_links_close(PosLinks *links)
 	pfree(links);
 }
 
-/* Whether an index has anything of a model. */
-bool
-pos_links_has_any(PosLinks *links, PosModel *model, PosLinkIndex which)
+/* Begins to scan an index for all of a model. */
+static IndexScanDesc
+scan_model(PosLinks *links, PosModel *model, PosLinkIndex which)
 {
 	Relation	index = index_open(pos_links_index(which), AccessShareLock);
 	IndexScanDesc scan = pos_compat_beginscan(links->rel, index, SnapshotSelf, 1);
 	ScanKeyData key;
-	bool		found;
 
 	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT2EQ, Int16GetDatum(model->id));
+	scan->xs_want_itup = true;
 	index_rescan(scan, &key, 1, NULL, 0);
-	found = index_getnext_slot(scan, ForwardScanDirection, links->slot);
-	ExecClearTuple(links->slot);
+	return scan;
+}
+
+static void
+end_scan(IndexScanDesc scan)
+{
+	Relation	index = scan->indexRelation;
+
 	index_endscan(scan);
 	index_close(index, AccessShareLock);
+}
+
+/* Whether an index has anything of a model. */
+bool
+pos_links_has_any(PosLinks *links, PosModel *model, PosLinkIndex which)
+{
+	IndexScanDesc scan = scan_model(links, model, which);
+	bool		found = index_getnext_slot(scan, ForwardScanDirection, links->slot);
+
+	ExecClearTuple(links->slot);
+	end_scan(scan);
 	return found;
+}
+
+/*
+ * Returns an integer key beyond which an index has nothing of a model: the last one
+ * that stands in it, be its row there or not.
+ */
+int64
+pos_links_last(PosLinks *links, PosModel *model, PosLinkIndex which)
+{
+	IndexScanDesc scan = scan_model(links, model, which);
+	int64		last = PG_INT64_MIN;
+	bool		isnull;
+
+	if (index_getnext_tid(scan, BackwardScanDirection) != NULL)
+		last = DatumGetInt64(index_getattr(scan->xs_itup, KEY_COLUMN,
+										   scan->xs_itupdesc, &isnull));
+	end_scan(scan);
+	return last;
 }
 
 /*

@@ -40,6 +40,7 @@ extern void pos_links_return(PosLinks *links);
 extern Oid	pos_links_index(PosLinkIndex which);
 extern PosLinkIndex pos_links_index_of(PosModel *model, bool remote);
 extern bool pos_links_has_any(PosLinks *links, PosModel *model, PosLinkIndex which);
+extern int64 pos_links_last(PosLinks *links, PosModel *model, PosLinkIndex which);
 extern bool pos_links_find(PosLinks *links, PosModel *model, bool remote, Datum key,
 						   PosLink *link);
 

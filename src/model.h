@@ -198,6 +198,8 @@ struct PosModel
 	struct translation_hash *translations;
 	struct PosPairs *pairs;		/* those made in this run, see translation.c */
 	bool		has_translations;
+	int64		last_linked;	/* of greater keys at the source, if they are
+								 * integers, all is remembered */
 	bool		covered;		/* the index on remote keys tells all that is
 								 * of interest, see translation.c */
 	struct locked_hash *locked; /* rows that new rows refer to, see prove.c */

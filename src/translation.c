@@ -143,7 +143,11 @@ pos_translation_close(PosRun *run)
 
 /*
  * Makes ready for a model of the tree, once the forms of its keys are known,
- * and finds out whether it has any translation at all.
+ * and finds out whether it has any translation at all, and up to which key: most of
+ * what is looked for is new and comes after that.
+ *
+ * A pull has the model for itself.  During a push somebody else may link a row: that
+ * it then has two is seen by the unique indexes.
  */
 void
 pos_translation_prepare(PosRun *run, PosModel *model)
@@ -158,6 +162,9 @@ pos_translation_prepare(PosRun *run, PosModel *model)
 		!pos_links_has_any(t->links, model, POS_LINK_GONE);
 	model->has_translations =
 		pos_links_has_any(t->links, model, pos_links_index_of(model, true));
+	model->last_linked = model->from_int ?
+		pos_links_last(t->links, model, pos_links_index_of(model, !run->push)) :
+		PG_INT64_MAX;
 	if (pos_links_has_any(t->links, model,
 						  model->remote_int ? POS_LINK_REMOTE_TEXT : POS_LINK_REMOTE))
 		ereport(ERROR,
@@ -228,6 +235,7 @@ find(PosRun *run, PosModel *model, Datum from, Datum *to, uint8 *known)
 		}
 	}
 	if (!model->has_translations ||
+		(model->from_int && DatumGetInt64(from) > model->last_linked) ||
 		!pos_links_find(t->links, model, !run->push, from, &link))
 		return false;
 	*to = link.other;
@@ -414,7 +422,12 @@ pos_translation_add(PosRun *run, PosModel *model, Datum remote, Datum local,
 	if (++t->added == POS_REBUILD_ROWS)
 		consider_rebuild(run);
 	if (!remember_added(run, model, remote, local, created))
+	{
 		pos_translation_settle(run);
+		if (model->from_int)
+			model->last_linked = Max(model->last_linked,
+									 DatumGetInt64(run->push ? local : remote));
+	}
 }
 
 /* Hides a pair, which cannot be taken out. */
