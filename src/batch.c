@@ -16,9 +16,14 @@
 
 /*
  * Changes in one batch, about.  The remote has nothing to do while the first one is
- * prepared: it is smaller, and the next ones grow.
+ * prepared, nor this side while the last one is carried out, so small ones are best;
+ * but the remote ends none until the one before has been answered, so it should have
+ * work in one for some times as long as an answer takes.  Where rows are not sent ahead,
+ * it waits for the answer in any case.  The setting is the limit.
  */
 #define FIRST_ENTRIES	2500
+#define FEW_ENTRIES		5000
+#define WORK_PER_ANSWER 2.5
 
 static int	batch_entries;
 
@@ -96,7 +101,8 @@ pos_batch_pick(PosRun *run, PosBatch *flying, int entries, int64 bytes,
 							 " ORDER BY q.txid, q.id LIMIT $2),"
 							 " every AS (SELECT txid, max(id) AS last,"
 							 " sum(size)::int8 AS size FROM seen GROUP BY txid)"
-							 " SELECT txid, size, EXISTS"
+							 " SELECT txid, size,"
+							 " txid = (SELECT max(txid) FROM every) AND EXISTS"
 							 " (SELECT 1 FROM @.synchronize_queue q"
 							 " WHERE q.txid = every.txid AND q.id > last"
 							 " AND model = ANY ($1)),"
@@ -469,26 +475,39 @@ pos_batch_refused(PosBatch *batch)
 					  1, types, values, NULL);
 }
 
-/* Sets how large the first batch of a push is. */
-void
-pos_batch_begin(PosPush *push)
-{
-	push->next = Min(batch_entries, FIRST_ENTRIES);
-}
-
-/* Returns how many entries a batch has that comes after one of so many. */
+/* Returns how many entries a batch has that comes after one of so many, or 0. */
 static int
-following(int entries)
+following(PosPush *push, int entries)
 {
-	return Min(entries * 2, batch_entries);
+	int			most = push->sends_ahead && push->enough > 0 ?
+	Min(push->enough, batch_entries) : batch_entries;
+
+	return entries == 0 ? Min(FIRST_ENTRIES, most) : Min(entries * 2, most);
 }
 
-/* A batch was picked: sets how large the one after it is. */
+/* Another batch is going to be picked: sets how large it is. */
 void
-pos_batch_picked(PosPush *push)
+pos_batch_size(PosPush *push)
 {
-	push->entries = push->next;
-	push->next = following(push->entries);
+	push->entries = following(push, push->entries);
+}
+
+/*
+ * The remote has answered after so many microseconds: a batch of so many entries, or
+ * a question (0), that needs no work to speak of.
+ */
+void
+pos_batch_answered(PosPush *push, int entries, int64 time)
+{
+	int64		work;
+
+	push->answer_time = push->answer_time == 0 ? time : Min(push->answer_time, time);
+	if (entries == 0)
+		return;
+	work = Max(time - push->answer_time, 1);
+	push->enough = Max(FEW_ENTRIES,
+					   Min(batch_entries, WORK_PER_ANSWER * push->answer_time *
+						   entries / work));
 }
 
 /*
@@ -498,8 +517,8 @@ pos_batch_picked(PosPush *push)
 int
 pos_batch_coming(PosPush *push, int rows, int batches)
 {
-	int64		entries = push->next +
-	(batches == 2 ? following(push->next) : 0);
+	int			next = following(push, push->entries);
+	int64		entries = next + (batches == 2 ? following(push, next) : 0);
 
 	return rows * entries / Max(push->entries, 1) + rows / 32 + 8;
 }

@@ -38,6 +38,8 @@ pos_flight_launch(PosPush *push, PosFlight *flight)
 	pos_transaction_begin();
 	MemoryContextSwitchTo(flight->context);
 	flight->arrived = flight->steps.nsteps == 0;
+	push->sends_ahead = push->ahead != NULL;
+	flight->launched = push->sends_ahead ? 0 : GetCurrentTimestamp();
 	flight->received = 0;
 	if (!flight->arrived)
 		connection->ops->send(connection, flight->steps.steps,
@@ -141,6 +143,9 @@ pos_flight_land(PosPush *push, PosFlight *next)
 			send_ahead(push, next);
 		connection->ops->receive(connection);
 		push->landing = false;
+		if (flight->launched != 0)
+			pos_batch_answered(push, flight->batch.nentries,
+							   GetCurrentTimestamp() - flight->launched);
 		flight->arrived = true;
 		flight->received = connection->ops->received(connection);
 	}
@@ -187,13 +192,16 @@ void
 pos_flight_ask(PosRun *run, PosSteps *steps)
 {
 	bool		pending;		/* nothing that matters is changed there */
+	TimestampTz asked;
 
 	if (steps->nsteps == 0)
 		return;
 	pos_flight_land(run->whole, NULL);
+	asked = GetCurrentTimestamp();
 	run->connection->ops->send(run->connection, steps->steps, steps->nsteps,
 							   &pending);
 	run->connection->ops->receive(run->connection);
+	pos_batch_answered(run->whole, 0, GetCurrentTimestamp() - asked);
 }
 
 /*

@@ -414,7 +414,7 @@ search(PosPush *push, PosRun *run, int64 to, Datum **txids)
 {
 	push->searched = push->from;
 	return pos_batch_pick(run, push->flying ? &push->flying->batch : NULL,
-						  push->next, BATCH_BYTES, &push->from, to, txids);
+						  push->entries, BATCH_BYTES, &push->from, to, txids);
 }
 
 /*
@@ -453,6 +453,7 @@ pick(PosPush *push, MemoryContext context, Datum **txids)
 	MemoryContextSwitchTo(run->context);
 	run->tree = pos_tree_load(push->root, true);
 	pos_batch_horizon(push);
+	pos_batch_size(push);
 	n = repeat_open(push, run, &picked);
 	if (n == 0)
 		n = search(push, run, push->last, &picked);
@@ -463,7 +464,6 @@ pick(PosPush *push, MemoryContext context, Datum **txids)
 	}
 	push->from = Min(push->from, push->first + push->horizon.complete + 1);
 	push->more = run->full;
-	pos_batch_picked(push);
 	*txids = MemoryContextAlloc(context, Max(n, 1) * sizeof(Datum));
 	memcpy(*txids, picked, n * sizeof(Datum));
 	pos_tree_close(run->tree);
@@ -558,7 +558,6 @@ make_context(PosPush *push)
 void
 pos_push_run(PosPush *push)
 {
-	pos_batch_begin(push);
 	push->from = push->first;
 	push->context = make_context(push);
 	push->errors = make_context(push);

@@ -108,6 +108,7 @@ typedef struct PosFlight
 	PosBatch	batch;
 	PosSteps	steps;
 	int64		from;			/* where the search for it began */
+	TimestampTz launched;		/* 0: its rows were there before */
 	bool		arrived;		/* the remote has done it */
 	uint64		received;		/* bytes */
 	bool		counted;
@@ -154,7 +155,10 @@ typedef struct PosPush
 								 * far as that can be done beforehand */
 	bool		confirmed;		/* by the transaction at hand */
 	int			entries;		/* in the batch picked last, about */
-	int			next;			/* and in the next one */
+	int			enough;			/* in any, or 0: not known */
+	bool		sends_ahead;	/* rows of the next one follow at once */
+	int64		answer_time;	/* us that the remote takes to answer,
+								 * likewise */
 	uint32		pumped;			/* rows */
 } PosPush;
 
@@ -202,8 +206,8 @@ extern int	pos_batch_pick(PosRun *run, PosBatch *flying, int entries,
 						   int64 bytes, int64 *from, int64 to, Datum **txids);
 extern int64 pos_batch_open_to(const char *server);
 extern void pos_batch_horizon(PosPush *push);
-extern void pos_batch_begin(PosPush *push);
-extern void pos_batch_picked(PosPush *push);
+extern void pos_batch_size(PosPush *push);
+extern void pos_batch_answered(PosPush *push, int entries, int64 time);
 extern int	pos_batch_coming(PosPush *push, int rows, int batches);
 extern void pos_batch_init(void);
 extern Datum pos_batch_txids(int ntxids, Datum *txids);
