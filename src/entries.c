@@ -266,7 +266,7 @@ pos_entries_load(PosRun *run, PosBatch *batch)
 		pos_batch_txids(batch->ntxids, batch->txids),
 		pos_config_ids(run->tree->models), pos_config_ids(watched)
 	};
-	uint64		n = pos_store_execute_as(POS_PLAN_LOOK_UP,
+	uint64		n = pos_store_execute_as(POS_PLAN_MERGE,
 										 "SELECT model, local_key, local_key_text,"
 										 " operation, image,"
 										 " CASE WHEN model = ANY ($3)"

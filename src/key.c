@@ -224,13 +224,17 @@ pos_key_from_columns(PosModel *model, Datum *values, bool *nulls)
 	return pos_key_from_values(model->nkey, types, values);
 }
 
-/* Returns a canonical key as a C string, for messages and quarantine. */
+/* Returns a canonical key as a C string. */
 char *
 pos_key_string(Datum key, bool is_int)
 {
-	if (is_int)
-		return psprintf(INT64_FORMAT, DatumGetInt64(key));
-	return TextDatumGetCString(key);
+	char	   *string;
+
+	if (!is_int)
+		return TextDatumGetCString(key);
+	string = palloc(MAXINT8LEN + 1);
+	pg_lltoa(DatumGetInt64(key), string);
+	return string;
 }
 
 /* Returns the canonical key written as a C string by pos_key_string. */

@@ -191,7 +191,7 @@ start(PosPush *push)
 					  " OVERRIDING SYSTEM VALUE VALUES"
 					  " ($1, $2, $3, 'push', 'running', pg_catalog.clock_timestamp())",
 					  3, types, values, NULL);
-	pos_transaction_commit();
+	pos_transaction_commit_lazily();	/* all that matters is forced later */
 }
 
 /*
