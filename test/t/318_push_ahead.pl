@@ -176,4 +176,22 @@ is($done, 'ok', 'after the hole');
 all_there('hole');
 is(idle(), 0, 'no transaction is left open');
 
+# How large batches are, each of which is one transaction at the master: small if that
+# is near, so that both sides are at work; larger if answers take long
+on_till('ALTER DATABASE postgres RESET possync.batch_entries');
+on_master('DROP TRIGGER arrive ON sale');
+my %batches;
+for my $where ('near', 'far')
+{
+	$proxy->delay(0.15) if $where eq 'far';
+	my $to = $sold + 3200;
+	on_till("DO 'BEGIN FOR i IN @{[ $sold + 1 ]} .. $to LOOP PERFORM sell(''$where'' || i, NULL, 3); COMMIT; END LOOP; END'");
+	$sold = $to;
+	is(push_sales($till), 'ok', "$where: pushed");
+	$batches{$where} = on_master("SELECT count(DISTINCT xmin::text) FROM sale WHERE number LIKE '$where%'");
+}
+$proxy->pass;
+cmp_ok($batches{far}, '<', $batches{near}, 'batches are larger if the master is far');
+all_there('batches');
+
 done_testing();
