@@ -57,6 +57,35 @@ is_in(PosBatch *batch, int64 txid)
 	return false;
 }
 
+/* Returns a column, which is not null, of a row that a statement has returned. */
+static Datum
+get_value(SPITupleTable *rows, uint64 i, int column)
+{
+	bool		isnull;
+
+	return SPI_getbinval(rows->vals[i], rows->tupdesc, column, &isnull);
+}
+
+static int64
+get_int64(int column)
+{
+	return DatumGetInt64(get_value(SPI_tuptable, 0, column));
+}
+
+/* Whether a transaction has entries behind one of it. */
+static bool
+has_more(Datum models, Datum txid, Datum id)
+{
+	Oid			types[] = {INT2ARRAYOID, INT8OID, INT4OID};
+	Datum		values[] = {models, txid, id};
+
+	return pos_store_execute_as(POS_PLAN_LOOK_UP,
+								"SELECT 1 FROM @.synchronize_queue"
+								" WHERE txid = $2 AND id > $3"
+								" AND model = ANY ($1) LIMIT 1",
+								3, types, values, NULL) > 0;
+}
+
 /*
  * Picks the oldest queued transactions that are not held, whole, with about as
  * many entries and bytes for the run's models as given in all.  Those of a batch
@@ -79,57 +108,48 @@ pos_batch_pick(PosRun *run, PosBatch *flying, int entries, int64 bytes,
 {
 	bool		beside = flying != NULL &&
 	DatumGetInt64(flying->txids[flying->ntxids - 1]) >= *from;
-	Oid			types[] = {INT2ARRAYOID, INT4OID, INT8OID, INT8OID};
+	uint64		limit = entries + (beside ? flying->nentries : 0);
+	Oid			types[] = {INT2ARRAYOID, INT8OID, INT8OID, INT8OID};
 	Datum		values[] = {
-		pos_config_ids(run->tree->models),
-		Int32GetDatum(entries + (beside ? flying->nentries : 0)),
+		pos_config_ids(run->tree->models), Int64GetDatum(limit),
 		Int64GetDatum(*from), Int64GetDatum(to)
 	};
+	SPITupleTable *seen;
 	uint64		n;
+	uint64		next = 0;
 	int			picked = 0;
 	int64		size = 0;
 	bool		partial = false;
 
 	n = pos_store_execute_as(POS_PLAN_MERGE,
-							 "WITH seen AS MATERIALIZED (SELECT q.txid, q.id,"
-							 " pg_column_size(q.image) AS size"
+							 "SELECT q.txid, q.id, pg_column_size(q.image)"
 							 " FROM @.synchronize_queue q"
 							 " WHERE q.txid >= $3 AND q.txid <= $4"
 							 " AND q.model = ANY ($1) AND NOT EXISTS"
 							 " (SELECT 1 FROM @.synchronize_held h"
 							 " WHERE h.txid = q.txid AND h.txid >= $3)"
-							 " ORDER BY q.txid, q.id LIMIT $2),"
-							 " every AS (SELECT txid, max(id) AS last,"
-							 " sum(size)::int8 AS size FROM seen GROUP BY txid)"
-							 " SELECT txid, size,"
-							 " txid = (SELECT max(txid) FROM every) AND EXISTS"
-							 " (SELECT 1 FROM @.synchronize_queue q"
-							 " WHERE q.txid = every.txid AND q.id > last"
-							 " AND model = ANY ($1)),"
-							 " (SELECT count(*) FROM seen) = $2 FROM every"
-							 " ORDER BY txid", 4, types, values, NULL);
+							 " ORDER BY q.txid, q.id LIMIT $2",
+							 4, types, values, NULL);
+	seen = SPI_tuptable;
 	*txids = palloc(Max(n, 1) * sizeof(Datum));
-	for (uint64 i = 0; i < n; i++)
+	while (next < n && size < bytes)
 	{
-		HeapTuple	tuple = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		bool		isnull;
-		Datum		txid = SPI_getbinval(tuple, desc, 1, &isnull);
-		bool		more = DatumGetBool(SPI_getbinval(tuple, desc, 3, &isnull));
+		int64		txid = DatumGetInt64(get_value(seen, next, 1));
+		bool		flies = is_in(flying, txid);
 
-		run->full = DatumGetBool(SPI_getbinval(tuple, desc, 4, &isnull));
-		*from = DatumGetInt64(txid);
-		if (!is_in(flying, DatumGetInt64(txid)))
-		{
-			partial = more;
-			if (more || size >= bytes)
-				break;
-			(*txids)[picked++] = txid;
-			size += DatumGetInt64(SPI_getbinval(tuple, desc, 2, &isnull));
-		}
+		for (; next < n && DatumGetInt64(get_value(seen, next, 1)) == txid; next++)
+			size += flies ? 0 : DatumGetInt32(get_value(seen, next, 3));
+		*from = txid;
+		partial = !flies && next == limit &&
+			has_more(values[0], Int64GetDatum(txid), get_value(seen, next - 1, 2));
+		if (partial)
+			break;
+		if (!flies)
+			(*txids)[picked++] = Int64GetDatum(txid);
 		(*from)++;
 	}
-	SPI_freetuptable(SPI_tuptable);
+	run->full = n == limit || next < n;
+	SPI_freetuptable(seen);
 	if (partial && picked == 0)
 		return pos_batch_pick(run, flying, entries * 2, bytes, from, to, txids);
 	return picked;
@@ -144,26 +164,14 @@ pos_batch_open_to(const char *server)
 {
 	Oid			types[] = {NAMEOID};
 	Datum		values[] = {DirectFunctionCall1(namein, CStringGetDatum(server))};
-	bool		isnull;
 	int64		to;
 
 	(void) pos_store_execute("SELECT coalesce(max(last_txid), 0) FROM @.synchronize_batch"
 							 " WHERE server = $1 AND NOT given_up",
 							 1, types, values, NULL);
-	to = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-									 &isnull));
+	to = get_int64(1);
 	SPI_freetuptable(SPI_tuptable);
 	return to;
-}
-
-/* Returns a column of the row that a statement has just returned. */
-static int64
-get_int64(int column)
-{
-	bool		isnull;
-
-	return DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
-									   SPI_tuptable->tupdesc, column, &isnull));
 }
 
 /*
@@ -237,14 +245,8 @@ pos_batch_load_open(PosRun *run)
 						  1, types, values, NULL);
 	for (uint64 i = 0; i < n; i++)
 	{
-		bool		isnull;
-		int32		id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i],
-													 SPI_tuptable->tupdesc, 1,
-													 &isnull));
-
-		int64		last = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i],
-													   SPI_tuptable->tupdesc, 2,
-													   &isnull));
+		int32		id = DatumGetInt32(get_value(SPI_tuptable, i, 1));
+		int64		last = DatumGetInt64(get_value(SPI_tuptable, i, 2));
 
 		if (flying != NULL && flying->batch.id == id)
 			continue;
