@@ -259,7 +259,7 @@ check_clock(PosRun *run)
 	int64		seconds = run->snapshot.offset / USECS_PER_SEC;
 
 	if (!run->has_snapshot || pos_clock_offset_max < 0 ||
-		Abs(run->snapshot.offset) <= pos_clock_offset_max * USECS_PER_SEC)
+		llabs(run->snapshot.offset) <= pos_clock_offset_max * USECS_PER_SEC)
 		return;
 	ereport(WARNING,
 			(seconds >= 0 ?

@@ -109,12 +109,13 @@ append_interval(StringInfo buf, PosTrytonField *field, const char *text)
 																 ObjectIdGetDatum(InvalidOid),
 																 Int32GetDatum(-1)));
 	int64		time = interval->day * USECS_PER_DAY + interval->time;
+	int64		length = llabs(time);
 
 	if (interval->month != 0)
 		refuse(field, text);
 	appendStringInfo(buf, "{\"__class__\":\"timedelta\",\"seconds\":%s" INT64_FORMAT ".%06d}",
-					 time < 0 ? "-" : "", Abs(time) / USECS_PER_SEC,
-					 (int) (Abs(time) % USECS_PER_SEC));
+					 time < 0 ? "-" : "", length / USECS_PER_SEC,
+					 (int) (length % USECS_PER_SEC));
 }
 
 static void

@@ -126,7 +126,7 @@ set_clock(PosTrytonSession *session, TimestampTz date)
 	if (date == 0)
 		return;
 	/* what is not a second is not known */
-	session->offset = Abs(offset) < 3 * USECS_PER_SEC / 2 ? 0 : offset;
+	session->offset = llabs(offset) < 3 * USECS_PER_SEC / 2 ? 0 : offset;
 }
 
 /* Receives an answer.  Returns false if there is none. */

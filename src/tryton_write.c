@@ -49,8 +49,8 @@ pos_tryton_settled(PosConnection *connection, const char *key)
 	 * It was sent when it was as old as create allows, after a login perhaps;
 	 * a clock that was set back says as much as one that was set forward.
 	 */
-	return Abs(age) >= options->overlap + 2 * ((int64) pos_tryton_longest_call(session) +
-											   options->http.connect_timeout);
+	return llabs(age) >= options->overlap + 2 * ((int64) pos_tryton_longest_call(session) +
+												 options->http.connect_timeout);
 }
 
 /* Returns a member of a row that is a remote key. */
