@@ -70,8 +70,7 @@ $_->safe_psql('postgres', "CREATE TABLE voucher (id serial PRIMARY KEY, code tex
 $master->safe_psql('postgres', "INSERT INTO voucher (code) VALUES ('a'), ('b')");
 $till->safe_psql('postgres', "SELECT * FROM possync_add_model('voucher', server => 'hq')");
 sleep 1;
-$pooler->stop('INT');
-$pooler->start;
+sub restart_pooler { $pooler->stop('INT'); $pooler->start; return }
 sub statements
 {
 	my ($polls) = @_;
@@ -84,9 +83,17 @@ sub statements
 		}
 	}
 	my $log = slurp_file($master->logfile, $offset);
-	return (scalar(() = $log =~ /execute possync_/g), scalar(() = $log =~ /BEGIN/g), scalar(() = $log =~ /ERROR:  prepared statement/g));
+	return (scalar(() = $log =~ /execute (?:possync|PGBOUNCER)_/g), scalar(() = $log =~ /BEGIN/g), scalar(() = $log =~ /ERROR:  prepared statement/g));
 }
 # the snapshot alone is another statement, after some polls that saw the same
+if ($pooler->keep_statements(100))
+{
+	restart_pooler();
+	statements(10);
+	is(join(' ', statements(6)), '12 0 0', 'a poll is one statement where the pooler keeps it');
+	$pooler->keep_statements(0);
+}
+restart_pooler();
 statements(10);
 is(join(' ', statements(6)), '12 0 0', 'a poll is one statement');
 {

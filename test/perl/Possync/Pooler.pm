@@ -16,6 +16,10 @@ Possync::Pooler - PgBouncer in transaction mode before a cluster
 It has three sessions of the cluster for all its clients, and gives them out in turn, so
 each transaction gets another one. The port is known before it is started, and stays.
 
+From version 1.21 on PgBouncer can prepare what its clients prepare in every session that
+it gives them, and from 1.24 on it does; C<keep_statements> chooses, before a start, and
+returns false where there is no choice.
+
 =cut
 
 package Possync::Pooler;
@@ -57,6 +61,15 @@ logfile = $directory/log
 admin_users = clerk
 EOC
 	return $self;
+}
+
+sub keep_statements
+{
+	my ($self, $number) = @_;
+
+	return 0 if `$program --version` =~ /PgBouncer 1\.(\d+)/ && $1 < 21;
+	append_to_file("$self->{directory}/pgbouncer.ini", "max_prepared_statements = $number\n");
+	return 1;
 }
 
 sub start
