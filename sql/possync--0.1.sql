@@ -677,6 +677,22 @@ COMMENT ON VIEW @extschema@.possync_reference IS 'which model refers to which, a
 GRANT SELECT ON @extschema@.possync_reference TO PUBLIC;
 
 /*
+ * _possync_not_null
+ *		Whether a column is known to have no nulls.  Since PostgreSQL 18 one that
+ *		takes none may have some from before (NOT NULL ... NOT VALID).
+ */
+CREATE FUNCTION @extschema@._possync_not_null(a pg_catalog.pg_attribute)
+RETURNS boolean LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT a.attnotnull AND NOT EXISTS (
+		SELECT FROM pg_constraint n
+		WHERE n.conrelid = a.attrelid AND n.contype = 'n' AND n.conkey[1] = a.attnum
+		  AND NOT n.convalidated)
+$$;
+COMMENT ON FUNCTION @extschema@._possync_not_null(pg_catalog.pg_attribute) IS 'internal: whether a column is known to have no nulls';
+
+/*
  * _possync_unique
  *		The unique constraints and indexes of a table by which a row may be
  *		found: no expressions, no condition, not deferrable, valid.
@@ -697,7 +713,7 @@ AS $$
 	JOIN pg_class c ON c.oid = i.indexrelid
 	CROSS JOIN LATERAL (
 		SELECT array_agg(a.attname ORDER BY u.n) AS columns,
-			   bool_and(a.attnotnull) AS not_null
+			   bool_and(@extschema@._possync_not_null(a)) AS not_null
 		FROM unnest(i.indkey) WITH ORDINALITY u (attnum, n)
 		JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = u.attnum
 		WHERE u.n <= i.indnkeyatts) k
@@ -739,7 +755,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 	WITH fk AS MATERIALIZED (
 		SELECT f.name, f.columns FROM @extschema@._possync_foreign_key f WHERE f.relation = $1)
-	SELECT c.name, c.attnum, c.type, c.attnotnull, c.has_default,
+	SELECT c.name, c.attnum, c.type, c.not_null, c.has_default,
 		   NOT (c.generated OR c.identity OR (c.in_key AND c.numbered)) OR (c.fk IS NOT NULL AND NOT c.generated),
 		   c.fk IS NOT NULL,
 		   c.attnotnull AND NOT c.has_default AND NOT c.generated AND NOT c.identity,
@@ -753,6 +769,7 @@ AS $$
 		   END
 	FROM (
 		SELECT a.attname AS name, a.attnum, a.attnotnull,
+			   @extschema@._possync_not_null(a) AS not_null,
 			   CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END AS type,
 			   a.attgenerated <> '' AS generated,
 			   a.attidentity <> '' AS identity,
@@ -991,7 +1008,7 @@ BEGIN
 	ELSIF @extschema@._possync_key(relation) IS NULL THEN
 		RAISE object_not_in_prerequisite_state USING
 			MESSAGE = format('table %s has no key', relation),
-			DETAIL = 'A row is told from others by a primary key or by a unique constraint over columns that are not null; deferrable ones and indexes with expressions or a condition do not serve.',
+			DETAIL = 'A row is told from others by a primary key or by a unique constraint over columns that are not null; deferrable ones, those WITHOUT OVERLAPS, and indexes with expressions or a condition do not serve.',
 			HINT = format('Add one: ALTER TABLE %s ADD PRIMARY KEY (...);', relation);
 	END IF;
 END $$;

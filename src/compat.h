@@ -136,6 +136,20 @@ pos_compat_beginscan(Relation rel, Relation index, Snapshot snapshot,
 #endif
 }
 
+/*
+ * Whether a column is known to have no nulls.  One that takes none may have some from
+ * before (NOT NULL ... NOT VALID).
+ */
+static inline bool
+pos_compat_has_no_nulls(TupleDesc desc, AttrNumber attnum)
+{
+#if PG_VERSION_NUM >= 180000
+	return TupleDescCompactAttr(desc, attnum - 1)->attnullability == ATTNULLABLE_VALID;
+#else
+	return TupleDescAttr(desc, attnum - 1)->attnotnull;
+#endif
+}
+
 /* Gives a relation an empty file, for as long as the transaction does not fail. */
 static inline void
 pos_compat_set_new_storage(Relation rel, char persistence)

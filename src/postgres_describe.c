@@ -48,7 +48,10 @@ static const char *const describe_sql =
 " a.attname, format_type(a.atttypid, a.atttypmod),"
 " b.oid, b.typmod, y.typtype, y.typcategory,"
 " coalesce(e.typname, y.typname), e.typtype,"
-" a.attnotnull, has_column_privilege(c.oid, a.attnum, 'SELECT'),"
+/* nulls from before they were refused are there all the same */
+" a.attnotnull AND NOT EXISTS (SELECT FROM pg_constraint v WHERE v.conrelid = c.oid"
+" AND v.contype = 'n' AND v.conkey[1] = a.attnum AND NOT v.convalidated),"
+" has_column_privilege(c.oid, a.attnum, 'SELECT'),"
 /* a partition's identity is that of the table that it is a part of */
 " CASE WHEN a.attidentity <> '' THEN CASE WHEN has_schema_privilege(o.relnamespace, 'USAGE')"
 " THEN format('nextval(%%L)', pg_get_serial_sequence(o.oid::regclass::text, a.attname)) END"

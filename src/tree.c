@@ -22,6 +22,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_constraint.h"
 #include "catalog/pg_type.h"
+#include "compat.h"
 #include "miscadmin.h"
 #include "model.h"
 #include "rewrite/rewriteHandler.h"
@@ -515,7 +516,7 @@ check_key(PosModel *model, List *sentences)
 			sentences = lappend(sentences,
 								psprintf("key column \"%s\" of table %s does not exist any more",
 										 field->name, model->name));
-		else if (!field->notnull)
+		else if (!pos_compat_has_no_nulls(RelationGetDescr(model->rel), field->attnum))
 			sentences = lappend(sentences,
 								psprintf("key column \"%s\" of table %s may be null; ALTER TABLE ... ALTER COLUMN ... SET NOT NULL",
 										 field->name, model->name));
