@@ -184,6 +184,15 @@ pos_compat_restrict_search_path(void)
 #endif
 }
 
+/* Has transactions of this process last as long as they take, as autovacuum's do */
+static inline void
+pos_compat_lift_time_limit(void)
+{
+#if PG_VERSION_NUM >= 170000
+	SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+#endif
+}
+
 /* Whether rows may be taken away that an old snapshot still sees */
 static inline bool
 pos_compat_prunes_early(void)

@@ -96,8 +96,8 @@ pos_pg_query_clock(PosPgSession *session)
 
 /*
  * Settings of the transaction: what text forms depend on, and limits.  The
- * remote's are tighter than ours, for it can tell what it waited for.  Where
- * we write, triggers run: they find their tables by the search_path they know.
+ * remote's are tighter than ours, for it can tell what it waited for; all of it
+ * together may take as long as it takes.  Where we write, triggers run: they find their tables by the search_path they know.
  */
 char *
 pos_pg_query_settings(PosPgSession *session, bool writes)
@@ -113,9 +113,11 @@ pos_pg_query_settings(PosPgSession *session, bool writes)
 					" set_config('lc_monetary', 'C', true),"
 					" set_config('statement_timeout', '%d', true),"
 					" set_config('lock_timeout', '%d', true),"
-					" set_config('idle_in_transaction_session_timeout', '%d', true)%s",
+					" set_config('idle_in_transaction_session_timeout', '%d', true)%s%s",
 					writes ? "" : " set_config('search_path', 'pg_catalog', true),",
 					limit, limit, limit,
+					PQserverVersion(session->conn) < 170000 ? "" :
+					", set_config('transaction_timeout', '0', true)",
 					PQserverVersion(session->conn) < 140000 ? "" :
 					", CASE WHEN version() LIKE '%linux%' THEN"
 					" set_config('client_connection_check_interval', '" CLIENT_CHECK "', true) END");

@@ -8,6 +8,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/pg_extension.h"
+#include "compat.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -124,6 +125,7 @@ pos_process_enter(PosProcess *process)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(process->database, process->role,
 											  0);
+	pos_compat_lift_time_limit();
 }
 
 /* Waits until somebody wakes this process, or so long; -1: for ever. */

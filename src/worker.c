@@ -15,6 +15,7 @@
 #include "access/xact.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_type.h"
+#include "compat.h"
 #include "executor/spi.h"
 #include "fault.h"
 #include "foreign/foreign.h"
@@ -366,6 +367,7 @@ possync_worker_main(Datum argument)
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(order.database, order.role, 0);
+	pos_compat_lift_time_limit();
 	pos_worker_pin_settings();
 	pgstat_report_activity(STATE_RUNNING, "pushing");
 
