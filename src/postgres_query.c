@@ -97,7 +97,8 @@ pos_pg_query_clock(PosPgSession *session)
 /*
  * Settings of the transaction: what text forms depend on, and limits.  The
  * remote's are tighter than ours, for it can tell what it waited for; all of it
- * together may take as long as it takes.  Where we write, triggers run: they find their tables by the search_path they know.
+ * together may take as long as it takes.  Where we write, triggers run: they find
+ * their tables by the search_path they know.
  */
 char *
 pos_pg_query_settings(PosPgSession *session, bool writes)
