@@ -184,10 +184,11 @@ replace_row(Amendment *amendment, ItemPointer tid)
 	}
 }
 
-/* Enters the updated rows into those indexes that are ready. */
+/* Enters the updated rows into an index. */
 static void
-enter_rows(Amendment *amendment)
+enter_rows(void *argument)
 {
+	Amendment  *amendment = argument;
 	PosTarget  *target = &amendment->target;
 
 	for (int i = 0; i < amendment->n; i++)
@@ -204,31 +205,6 @@ enter_rows(Amendment *amendment)
 	}
 }
 
-/* Enters the updated rows into one index after the other. */
-static void
-enter_all(Amendment *amendment)
-{
-	int			n = amendment->target.info->ri_NumIndices;
-	IndexInfo **infos = amendment->target.info->ri_IndexRelationInfo;
-	bool	   *ready = palloc(n * sizeof(bool));
-
-	for (int i = 0; i < n; i++)
-	{
-		ready[i] = infos[i]->ii_ReadyForInserts;
-		infos[i]->ii_ReadyForInserts = false;
-	}
-	for (int i = 0; i < n; i++)
-	{
-		if (!ready[i])
-			continue;
-		infos[i]->ii_ReadyForInserts = true;
-		enter_rows(amendment);
-		infos[i]->ii_ReadyForInserts = false;
-	}
-	for (int i = 0; i < n; i++)
-		infos[i]->ii_ReadyForInserts = ready[i];
-}
-
 /* Completes the updated rows: indexes, then triggers. */
 static void
 complete(Amendment *amendment)
@@ -236,7 +212,7 @@ complete(Amendment *amendment)
 	PosTarget  *target = &amendment->target;
 	MemoryContext old = MemoryContextSwitchTo(amendment->context);
 
-	enter_all(amendment);
+	pos_target_enter(target, enter_rows, amendment);
 	for (int i = 0; i < amendment->n; i++)
 	{
 		Amended    *row = &amendment->rows[i];

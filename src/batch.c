@@ -17,13 +17,14 @@
 /*
  * Changes in one batch, about.  The remote has nothing to do while the first one is
  * prepared, nor this side while the last one is carried out, so small ones are best;
- * but the remote ends none until the one before has been answered, so it should have
- * work in one for some times as long as an answer takes.  Where rows are not sent ahead,
- * it waits for the answer in any case.  The setting is the limit.
+ * but none is ended, and no other one begun here, until the one before has been
+ * answered: the remote should have work in one for some times as long as an answer
+ * takes.  Where rows are not sent ahead, it waits for all of that.  The setting is the
+ * limit.
  */
 #define FIRST_ENTRIES	2500
 #define FEW_ENTRIES		5000
-#define WORK_PER_ANSWER 2.5
+#define WORK_PER_ANSWER 5
 
 static int	batch_entries;
 

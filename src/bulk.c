@@ -55,7 +55,7 @@ struct PosBulk
 	bool		has_after_row;	/* the table's own value, see set_spared */
 	bool		hold;			/* see pos_bulk_hold */
 	List	   *rebuild;		/* of Oid: indexes to be built by closing */
-	bool		all_lag;		/* there are no others */
+	List	  **recheck;		/* of the rows: indexes to be checked later */
 	int			nslots;
 	TupleTableSlot *slots[MAX_ROWS];	/* not zeroed, which would take as
 										 * long as inserting a row */
@@ -245,7 +245,6 @@ pos_bulk_rebuild(PosBulk *bulk)
 		bulk->rebuild = lappend_oid(bulk->rebuild, RelationGetRelid(index));
 		MemoryContextSwitchTo(old);
 	}
-	bulk->all_lag = nlagging == n;
 	pfree(indexes);
 	return true;
 }
@@ -312,17 +311,38 @@ pos_bulk_put(PosBulk *bulk, Datum *values, bool *nulls)
 	return is_full(bulk);
 }
 
-/* Enters one inserted row into the indexes and queues its triggers. */
+/* Enters the inserted rows into an index. */
 static void
-finish_row(PosBulk *bulk, TupleTableSlot *slot)
+enter_rows(void *argument)
 {
-	List	   *recheck = NIL;
+	PosBulk    *bulk = argument;
+	PosTarget  *target = &bulk->target;
 
-	if (bulk->target.info->ri_NumIndices > 0 && !bulk->all_lag)
-		recheck = pos_compat_insert_index_tuples(bulk->target.info, slot, bulk->target.estate);
-	ExecARInsertTriggers(bulk->target.estate, bulk->target.info, slot, recheck, NULL);
-	list_free(recheck);
-	ExecClearTuple(slot);
+	for (int i = 0; i < bulk->nrows; i++)
+	{
+		ResetPerTupleExprContext(target->estate);
+		bulk->recheck[i] =
+			list_concat(bulk->recheck[i],
+						pos_compat_insert_index_tuples(target->info, bulk->slots[i],
+													   target->estate));
+	}
+}
+
+/* Completes the inserted rows: indexes, then triggers. */
+static void
+complete(PosBulk *bulk)
+{
+	PosTarget  *target = &bulk->target;
+
+	bulk->recheck = palloc0(bulk->nrows * sizeof(List *));
+	pos_target_enter(target, enter_rows, bulk);
+	for (int i = 0; i < bulk->nrows; i++)
+	{
+		ResetPerTupleExprContext(target->estate);
+		ExecARInsertTriggers(target->estate, target->info, bulk->slots[i],
+							 bulk->recheck[i], NULL);
+		ExecClearTuple(bulk->slots[i]);
+	}
 }
 
 /*
@@ -350,11 +370,7 @@ pos_bulk_flush(PosBulk *bulk)
 	old = MemoryContextSwitchTo(bulk->context);
 	table_multi_insert(bulk->target.rel, bulk->slots, bulk->nrows,
 					   GetCurrentCommandId(true), 0, bulk->state);
-	for (int i = 0; i < bulk->nrows; i++)
-	{
-		ResetPerTupleExprContext(bulk->target.estate);
-		finish_row(bulk, bulk->slots[i]);
-	}
+	complete(bulk);
 	bulk->nrows = 0;
 	bulk->nbytes = 0;
 	MemoryContextSwitchTo(old);

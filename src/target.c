@@ -51,6 +51,43 @@ pos_target_complete(PosTarget *target, TupleTableSlot *slot, CmdType command)
 		(void) ExecPartitionCheck(target->info, slot, target->estate, true);
 }
 
+/*
+ * Has rows entered into one index after the other, as those of many have places near
+ * each other there: enter is called for every index that takes entries, and then no
+ * other one does.
+ */
+void
+pos_target_enter(PosTarget *target, void (*enter) (void *), void *argument)
+{
+	int			n = target->info->ri_NumIndices;
+	IndexInfo **infos = target->info->ri_IndexRelationInfo;
+	bool	   *ready = palloc(n * sizeof(bool));
+
+	for (int i = 0; i < n; i++)
+	{
+		ready[i] = infos[i]->ii_ReadyForInserts;
+		infos[i]->ii_ReadyForInserts = false;
+	}
+	PG_TRY();
+	{
+		for (int i = 0; i < n; i++)
+		{
+			if (!ready[i])
+				continue;
+			infos[i]->ii_ReadyForInserts = true;
+			enter(argument);
+			infos[i]->ii_ReadyForInserts = false;
+		}
+	}
+	PG_FINALLY();
+	{
+		for (int i = 0; i < n; i++)
+			infos[i]->ii_ReadyForInserts = ready[i];
+	}
+	PG_END_TRY();
+	pfree(ready);
+}
+
 /* Closes all but the relation. */
 void
 pos_target_close(PosTarget *target)

@@ -20,6 +20,8 @@ extern void pos_target_open(PosTarget *target, Relation rel, CmdType command,
 							Bitmapset *updated);
 extern void pos_target_complete(PosTarget *target, TupleTableSlot *slot,
 								CmdType command);
+extern void pos_target_enter(PosTarget *target, void (*enter) (void *),
+							 void *argument);
 extern void pos_target_close(PosTarget *target);
 extern void pos_target_log(void);
 
