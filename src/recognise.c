@@ -407,7 +407,10 @@ count_unknown(PosModel *model)
 	return n;
 }
 
-/* Recognises the batch's unknown rows at the remote, or gives them keys. */
+/*
+ * Recognises the batch's unknown rows at the remote, or gives them keys.  Whoever looks
+ * for these next finds them in the table, if there are more than are remembered.
+ */
 void
 pos_recognise_batch(PosRun *run, PosBatch *batch)
 {
@@ -421,5 +424,8 @@ pos_recognise_batch(PosRun *run, PosBatch *batch)
 	pos_flight_ask(run, &steps);
 	pos_keys_take(run, &steps);
 	foreach(lc, batch->models)
+	{
 		mark_rows(run, lfirst(lc), assign_key, NULL);
+		pos_translation_flush(run);
+	}
 }

@@ -174,4 +174,17 @@ is(open_batches(), '1true', 'the one that is a text still is');
 on($till, "INSERT INTO by_uuid (code, parent) SELECT 'child', id FROM by_uuid WHERE code = 'lost'");
 pushed('a reference to a text');
 is(open_batches(), '0', 'until all have been sent again');
+
+# One transaction with more keys than are remembered, 32 MB: the last of them, too, are
+# found when their rows are sent
+my $long = 'CREATE TABLE long (name text PRIMARY KEY)';
+on($master, $long);
+on($till, <<"EOC");
+$long;
+SELECT FROM possync_add_model('long', server => 'hq');
+SELECT possync_queue('long');
+INSERT INTO long SELECT repeat('x', 2000) || i FROM generate_series(1, 10003) i;
+EOC
+pushed('more keys than are remembered');
+is(on($master, 'SELECT count(*) FROM long'), '10003', 'more keys than are remembered: every row');
 done_testing();
