@@ -52,7 +52,7 @@ static const char *const describe_sql =
 " a.attnotnull AND NOT EXISTS (SELECT FROM pg_constraint v WHERE v.conrelid = c.oid"
 " AND v.contype = 'n' AND v.conkey[1] = a.attnum AND NOT v.convalidated),"
 " has_column_privilege(c.oid, a.attnum, 'SELECT'),"
-/* a partition's identity is that of the table that it is a part of */
+/* since PostgreSQL 17 a partition's identity is that of the table that it is a part of */
 " CASE WHEN a.attidentity <> '' THEN CASE WHEN has_schema_privilege(o.relnamespace, 'USAGE')"
 " THEN format('nextval(%%L)', pg_get_serial_sequence(o.oid::regclass::text, a.attname)) END"
 " WHEN a.attgenerated = '' THEN (SELECT pg_get_expr(f.adbin, f.adrelid)"
@@ -76,7 +76,8 @@ static const char *const describe_sql =
 " JOIN pg_namespace s ON s.nspname = t.schema"
 " JOIN pg_class c ON c.relnamespace = s.oid AND c.relname = t.name"
 " AND c.relkind IN ('r', 'p', 'v', 'm', 'f')"
-" JOIN pg_class o ON o.oid = coalesce(pg_partition_root(c.oid), c.oid)"
+" JOIN pg_class o ON o.oid = coalesce(CASE WHEN"
+" current_setting('server_version_num')::int >= 170000 THEN pg_partition_root(c.oid) END, c.oid)"
 " JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0"
 " AND NOT a.attisdropped"
 " CROSS JOIN LATERAL ("
