@@ -295,7 +295,13 @@ add_row(PosRun *run, PosModel *model, PosStepKind kind, Datum *values,
 		return;					/* nothing but a key */
 	if (pos_translation_find(run, model, values[POS_STAGE_LOCAL], &remote,
 							 &known) != POS_FOUND)
+	{
+		if ((flags & POS_ROW_DELETED) == 0)
+			elog(ERROR, "row %s of \"%s\" was given no key",
+				 pos_key_string(values[POS_STAGE_LOCAL], model->local_int),
+				 model->name);
 		return;					/* deleted before the remote ever had it */
+	}
 
 	/*
 	 * One statement must not update a row twice.  Rows that refer to each
