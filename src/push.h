@@ -155,10 +155,9 @@ typedef struct PosPush
 								 * far as that can be done beforehand */
 	bool		confirmed;		/* by the transaction at hand */
 	int			entries;		/* in the batch picked last, about */
-	int			enough;			/* in any, or 0: not known */
+	int			enough;			/* in any; 0: not known */
+	int64		answer_time;	/* us, the shortest so far; 0: not known */
 	bool		sends_ahead;	/* rows of the next one follow at once */
-	int64		answer_time;	/* us that the remote takes to answer,
-								 * likewise */
 	uint32		pumped;			/* rows */
 } PosPush;
 
