@@ -26,7 +26,7 @@ sub limit
 	my ($node, $bytes) = @_;
 	my $pid = (split /\n/, slurp_file($node->data_dir . '/postmaster.pid'))[0];
 	my @children = grep { /\d/ } split /\s+/, slurp_file("/proc/$pid/task/$pid/children");
-	system("prlimit --pid $_ --fsize=$bytes:unlimited 2>/dev/null") for $pid, @children;	# one may end
+	system("prlimit --pid $_ --fsize=$bytes: 2>/dev/null") for $pid, @children;	# one may end
 	return;
 }
 
