@@ -23,7 +23,7 @@ SELECT experiment, rtt, variant || CASE WHEN bool_or(scaled) THEN ' *' ELSE '' E
 	round(max(memory) / 1024, 1) AS "MB"
 FROM compared
 GROUP BY experiment, rtt, variant
-ORDER BY array_position(ARRAY['initial', 'rtt', 'nothing', 'poll', 'again', 'delta', 'memory', 'push',
+ORDER BY array_position(ARRAY['initial', 'rtt', 'nothing', 'poll', 'again', 'delta', 'hot', 'memory', 'push',
 		'sale', 'recover', 'capture', 'sellers', 'bulk', 'backlog', 'selling', 'paced'], experiment),
 	rtt, array_position(ARRAY['copy', 'restore', 'selects', 'fdw', 'row', 'logical', 'mimeo', 'update', 'possync'], variant),
 	variant;

@@ -113,14 +113,17 @@ CREATE VIEW target (n, experiment, what, measured, at_most, met) AS
 			median(array_agg(wall * 1000 / (4 * products + 238))), 5
 		FROM compared WHERE experiment = 'again' AND variant = 'possync'
 		UNION ALL
-		SELECT 5, 'delta', 'wall, times fdw', median(array_agg(wall_fdw)), 0.4
+		SELECT CASE experiment WHEN 'delta' THEN 5 ELSE 5.2 END, experiment,
+			'wall, times fdw', median(array_agg(wall_fdw)), 0.4
 		FROM compared
-		WHERE experiment = 'delta' AND variant = 'possync'
+		WHERE experiment IN ('delta', 'hot') AND variant = 'possync'
+		GROUP BY experiment
 		UNION ALL
-		SELECT 5.1, 'delta', 'wall, times logical',
-			median(array_agg(wall_logical)), 1.0
+		SELECT CASE experiment WHEN 'delta' THEN 5.1 ELSE 5.3 END, experiment,
+			'wall, times logical', median(array_agg(wall_logical)), 1.0
 		FROM compared
-		WHERE experiment = 'delta' AND variant = 'possync'
+		WHERE experiment IN ('delta', 'hot') AND variant = 'possync'
+		GROUP BY experiment
 		UNION ALL
 		SELECT 6, 'memory', 'MB, work_mem + 64', max(memory) / 1024,
 			pg_size_bytes(current_setting('work_mem')) / 1048576 + 64
