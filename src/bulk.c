@@ -56,9 +56,11 @@ struct PosBulk
 	bool		hold;			/* see pos_bulk_hold */
 	List	   *rebuild;		/* of Oid: indexes to be built by closing */
 	List	  **recheck;		/* of the rows: indexes to be checked later */
+	int			maxrows;
+	Size		maxbytes;
+	TupleDesc	desc;			/* of the slots; pinned by none of them */
 	int			nslots;
-	TupleTableSlot *slots[MAX_ROWS];	/* not zeroed, which would take as
-										 * long as inserting a row */
+	TupleTableSlot **slots;		/* maxrows of them */
 };
 
 /*
@@ -119,10 +121,12 @@ prepare_defaults(PosBulk *bulk)
 PosBulk *
 pos_bulk_open(Relation rel, int ncolumns, AttrNumber *columns)
 {
-	PosBulk    *bulk = palloc(sizeof(PosBulk));
+	PosBulk    *bulk = palloc0(sizeof(PosBulk));
 	MemoryContext old;
 
-	memset(bulk, 0, offsetof(PosBulk, slots));
+	bulk->maxrows = MAX_ROWS;
+	bulk->maxbytes = MAX_BYTES;
+	bulk->slots = palloc(MAX_ROWS * sizeof(TupleTableSlot *));
 	bulk->ncolumns = columns == NULL ? RelationGetDescr(rel)->natts : ncolumns;
 	bulk->columns = columns;
 	bulk->context = AllocSetContextCreate(CurrentMemoryContext,
@@ -131,10 +135,20 @@ pos_bulk_open(Relation rel, int ncolumns, AttrNumber *columns)
 	pos_target_open(&bulk->target, rel, CMD_INSERT, NULL);
 	old = MemoryContextSwitchTo(bulk->target.estate->es_query_cxt);
 	prepare_defaults(bulk);
+	bulk->desc = CreateTupleDescCopyConstr(RelationGetDescr(rel));
 	MemoryContextSwitchTo(old);
 	if (bulk->target.info->ri_TrigDesc != NULL)
 		bulk->has_after_row = bulk->target.info->ri_TrigDesc->trig_insert_after_row;
 	return bulk;
+}
+
+/* Says how many rows, or bytes, are gathered until it is time to flush. */
+void
+pos_bulk_gather(PosBulk *bulk, int rows, Size bytes)
+{
+	bulk->maxrows = rows;
+	bulk->maxbytes = bytes;
+	bulk->slots = repalloc(bulk->slots, rows * sizeof(TupleTableSlot *));
 }
 
 /* Recomputes whether any AFTER ROW trigger is left to be queued. */
@@ -260,7 +274,7 @@ pos_bulk_keep(PosBulk *bulk, Oid index)
 static bool
 is_full(PosBulk *bulk)
 {
-	return bulk->nrows == MAX_ROWS || bulk->nbytes > MAX_BYTES;
+	return bulk->nrows == bulk->maxrows || bulk->nbytes > bulk->maxbytes;
 }
 
 /*
@@ -276,7 +290,9 @@ pos_bulk_put(PosBulk *bulk, Datum *values, bool *nulls)
 	if (bulk->nrows == bulk->nslots)
 	{
 		old = MemoryContextSwitchTo(bulk->target.estate->es_query_cxt);
-		bulk->slots[bulk->nslots++] = table_slot_create(bulk->target.rel, NULL);
+		bulk->slots[bulk->nslots++] =
+			MakeSingleTupleTableSlot(bulk->desc,
+									 table_slot_callbacks(bulk->target.rel));
 		MemoryContextSwitchTo(old);
 	}
 	slot = bulk->slots[bulk->nrows];
@@ -406,5 +422,6 @@ pos_bulk_close(PosBulk *bulk)
 	pos_target_close(&bulk->target);
 	MemoryContextDelete(bulk->context);
 	pos_build_indexes(bulk->target.rel, rebuild);
+	pfree(bulk->slots);
 	pfree(bulk);
 }

@@ -12,6 +12,7 @@ typedef struct PosBulk PosBulk;
 /* in bulk.c */
 extern bool pos_bulk_possible(Relation rel);
 extern PosBulk *pos_bulk_open(Relation rel, int ncolumns, AttrNumber *columns);
+extern void pos_bulk_gather(PosBulk *bulk, int rows, Size bytes);
 extern void pos_bulk_spare(PosBulk *bulk, Oid constraint, bool spare);
 extern void pos_bulk_hold(PosBulk *bulk);
 extern void pos_bulk_fire(PosBulk *bulk);

@@ -83,6 +83,31 @@ count(PosPush *push, PosFlight *flight)
 }
 
 /*
+ * Sends the rows of the next batch behind the one on its way, if there is one and they
+ * go the same way: the options of the server may have changed in between.  They are
+ * there when it is known to have landed, and their transaction is ended by
+ * pos_flight_launch.  What need not be done before is done afterwards, while the remote
+ * works.  Should that fail, both are sent again, see pos_flight_retract.
+ */
+void
+pos_flight_ahead(PosPush *push, PosFlight *next)
+{
+	PosFlight  *flight = push->flying;
+	PosConnection *connection;
+
+	if (flight == NULL || push->confirmed || flight->arrived)
+		return;
+	connection = flight->run->connection;
+	if (next->run->connection != connection || next->steps.nsteps == 0 ||
+		connection->ops->ahead == NULL)
+		return;
+	push->ahead = connection;
+	push->landing = true;
+	connection->ops->ahead(connection, next->steps.steps, next->steps.nsteps);
+	push->landing = false;
+}
+
+/*
  * Does in the transaction at hand, which is committed only if the batch on its way
  * lands, what can be done before: the remote waits for nothing when it has answered.
  */
@@ -101,32 +126,13 @@ pos_flight_expect(PosPush *push)
 }
 
 /*
- * Sends the rows of the next batch behind the one on its way, if they go the same way:
- * the options of the server may have changed in between.
- */
-static void
-send_ahead(PosPush *push, PosFlight *next)
-{
-	PosConnection *connection = push->flying->run->connection;
-
-	if (next->run->connection != connection || next->steps.nsteps == 0 ||
-		connection->ops->ahead == NULL)
-		return;
-	push->ahead = connection;
-	connection->ops->ahead(connection, next->steps.steps, next->steps.nsteps);
-}
-
-/*
  * Waits for the batch on its way, if there is one, and confirms it in the
  * transaction at hand, which may be rolled back and another one confirm it: with
  * the commit comes pos_flight_landed.  After an error push->landing tells if it is
  * that of the batch on its way.
- *
- * The rows of the next batch (or NULL) may follow it at once: they are there when it
- * is known to have landed, and their transaction is ended by pos_flight_launch.
  */
 void
-pos_flight_land(PosPush *push, PosFlight *next)
+pos_flight_land(PosPush *push)
 {
 	PosFlight  *flight = push->flying;
 	MemoryContext old;
@@ -139,8 +145,6 @@ pos_flight_land(PosPush *push, PosFlight *next)
 		PosConnection *connection = flight->run->connection;
 
 		push->landing = true;
-		if (next != NULL)
-			send_ahead(push, next);
 		connection->ops->receive(connection);
 		push->landing = false;
 		if (flight->launched != 0)
@@ -196,7 +200,7 @@ pos_flight_ask(PosRun *run, PosSteps *steps)
 
 	if (steps->nsteps == 0)
 		return;
-	pos_flight_land(run->whole, NULL);
+	pos_flight_land(run->whole);
 	asked = GetCurrentTimestamp();
 	run->connection->ops->send(run->connection, steps->steps, steps->nsteps,
 							   &pending);

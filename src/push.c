@@ -107,7 +107,7 @@ load(PosRun *run, PosPush *push)
 	(void) run->connection->ops->expect(run->connection, tables, ntables);
 	push->late_keys = (run->connection->ops->capabilities & POS_CAP_LATE_KEYS) != 0;
 	if (push->late_keys)
-		pos_flight_land(push, NULL);	/* it tells the keys of its rows */
+		pos_flight_land(push);	/* it tells the keys of its rows */
 	pos_translation_open(run);
 	foreach(lc, run->tree->models)
 	{
@@ -168,10 +168,13 @@ send_batch(PosPush *push, int ntxids, Datum *txids, PosAttempt attempt)
 	pos_steps_batch(run, batch, &flight->steps);
 	if (push->more || push->lasting)
 		pos_keys_ahead(run, batch, push->more, &flight->steps);
+	pos_flight_ahead(push, flight);
+	pos_flight_expect(push);
 	pos_translation_close(run);
 	pos_tree_close(run->tree);
-	pos_flight_expect(push);
-	pos_flight_land(push, flight);
+	if (push->flying != NULL)
+		pos_fault_point("push beside");
+	pos_flight_land(push);
 	if (push->flying != NULL)
 		pos_fault_point("push ahead");
 	pos_fault_point("push bound");
@@ -190,7 +193,7 @@ static void
 land(PosPush *push)
 {
 	pos_transaction_begin();
-	pos_flight_land(push, NULL);
+	pos_flight_land(push);
 	pos_transaction_commit_lazily();	/* else it is sent again */
 	pos_flight_landed(push);
 }

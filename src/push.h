@@ -219,8 +219,9 @@ extern void pos_batch_refused(PosBatch *batch);
 /* in flight.c */
 extern void pos_flight_launch(PosPush *push, PosFlight *flight);
 extern void pos_flight_pump(PosPush *push);
+extern void pos_flight_ahead(PosPush *push, PosFlight *next);
 extern void pos_flight_expect(PosPush *push);
-extern void pos_flight_land(PosPush *push, PosFlight *next);
+extern void pos_flight_land(PosPush *push);
 extern void pos_flight_retract(PosPush *push);
 extern void pos_flight_landed(PosPush *push);
 extern void pos_flight_ask(PosRun *run, PosSteps *steps);

@@ -407,10 +407,7 @@ count_unknown(PosModel *model)
 	return n;
 }
 
-/*
- * Recognises the batch's unknown rows at the remote, or gives them keys.  Whoever looks
- * for these next finds them in the table, if there are more than are remembered.
- */
+/* Recognises the batch's unknown rows at the remote, or gives them keys. */
 void
 pos_recognise_batch(PosRun *run, PosBatch *batch)
 {
@@ -426,6 +423,6 @@ pos_recognise_batch(PosRun *run, PosBatch *batch)
 	foreach(lc, batch->models)
 	{
 		mark_rows(run, lfirst(lc), assign_key, NULL);
-		pos_translation_flush(run);
+		pos_translation_publish(run);
 	}
 }

@@ -101,6 +101,7 @@ extern void pos_translation_remove(PosRun *run, PosModel *model, Datum remote);
 extern void pos_translation_set_gone(PosRun *run, PosModel *model,
 									 Datum remote, bool gone);
 extern void pos_translation_flush(PosRun *run);
+extern void pos_translation_publish(PosRun *run);
 extern void pos_translation_settle(PosRun *run);
 
 /* in translate.c: a remote row as a staged one */

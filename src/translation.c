@@ -36,6 +36,10 @@
 /* Memory for the hash tables of one run, in bytes */
 #define CACHE_LIMIT ((Size) 32 * 1024 * 1024)
 
+/* So many, or bytes of them, a push writes only when the remote has got its rows */
+#define LATER_ROWS	20000
+#define LATER_BYTES	(4 * 1024 * 1024)
+
 /* Known of a translation in the hash table beside what run.h defines */
 #define KNOWN_PENDING	0x80	/* its row would be made, were it not a dry
 								 * run */
@@ -88,6 +92,7 @@ typedef struct PosTranslations
 	PosLinks   *links;			/* what the table knows */
 	MemoryContext context;		/* of the hash tables */
 	PosBulk    *bulk;
+	bool		forgotten;		/* some are neither remembered nor written */
 	bool		rebuilds;		/* the indexes lack what is remembered ... */
 	bool		filled[POS_LINK_INDEXES];	/* ... these do */
 	int64		added;
@@ -327,6 +332,8 @@ open_bulk(PosRun *run)
 		return;
 	old = MemoryContextSwitchTo(run->context);
 	t->bulk = pos_bulk_open(t->rel, 0, NULL);
+	if (run->push)
+		pos_bulk_gather(t->bulk, LATER_ROWS, LATER_BYTES);
 	MemoryContextSwitchTo(old);
 }
 
@@ -424,6 +431,7 @@ pos_translation_add(PosRun *run, PosModel *model, Datum remote, Datum local,
 	if (!remember_added(run, model, remote, local, created))
 	{
 		pos_translation_settle(run);
+		t->forgotten = true;
 		if (model->from_int)
 			model->last_linked = Max(model->last_linked,
 									 DatumGetInt64(run->push ? local : remote));
@@ -502,6 +510,15 @@ pos_translation_flush(PosRun *run)
 {
 	if (run->translations->bulk != NULL)
 		pos_bulk_flush(run->translations->bulk);
+}
+
+/* Sees to it that all that was added can be found. */
+void
+pos_translation_publish(PosRun *run)
+{
+	if (run->translations->forgotten)
+		pos_translation_flush(run);
+	run->translations->forgotten = false;
 }
 
 /* Completes the indexes, so that statements can find what was added. */

@@ -18,7 +18,7 @@ use Time::HiRes qw(time usleep);
 
 my $faults = $ENV{POSSYNC_FAULTS} // 150;
 my $seed = $ENV{POSSYNC_SEED} // 4711;
-my @points = ('push bound', 'push ahead', 'push prepared', 'push written', 'push confirmed');
+my @points = ('push bound', 'push beside', 'push ahead', 'push prepared', 'push written', 'push confirmed');
 
 my $master = Possync->cluster('master', "restart_after_crash = on\ndeadlock_timeout = 100ms");
 sales_master($master);
