@@ -139,7 +139,8 @@ pos_keys_need(PosRun *run, PosModel *model, int n, PosSteps *steps)
 
 /*
  * Adds steps that make keys ahead: as many as the next two batches use, if more of
- * its kind follow, else a few.
+ * its kind follow, else a few.  None for a model that got none now: it may be one
+ * that the remote makes no keys for.
  */
 void
 pos_keys_ahead(PosRun *run, PosBatch *batch, bool more, PosSteps *steps)
@@ -156,7 +157,7 @@ pos_keys_ahead(PosRun *run, PosBatch *batch, bool more, PosSteps *steps)
 		Min(stock->used, AHEAD_FEW);
 
 		n -= stock->nkeys - stock->first + stock->coming;
-		if (stock->ncolumns > 0 && n > 0)
+		if (stock->ncolumns > 0 && stock->used > 0 && n > 0)
 		{
 			add_step(model, n, steps);
 			stock->coming += n;
