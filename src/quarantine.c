@@ -298,7 +298,7 @@ pos_quarantine_release_conflict(PosModel *model, Datum local)
 /*
  * Puts a transaction into quarantine with the error that the remote, or our
  * own check, raised about it, in the name of the row at fault or else of the
- * first one.
+ * first one.  A pull that asks may have been faster and hold it already.
  */
 void
 pos_quarantine_hold(PosRun *run, Datum txid, ErrorData *error,
@@ -349,7 +349,9 @@ pos_quarantine_hold(PosRun *run, Datum txid, ErrorData *error,
 					  " WHERE txid = $1 AND direction = 'push'"
 					  " AND model = ANY ($7) AND discarded_at IS NULL) AS old"
 					  " FROM @.synchronize_queue WHERE txid = $1"
-					  " AND model = ANY ($7) ORDER BY id LIMIT 1),"
+					  " AND model = ANY ($7) AND NOT EXISTS"
+					  " (SELECT 1 FROM @.synchronize_held h WHERE h.txid = $1)"
+					  " ORDER BY id LIMIT 1),"
 					  " again AS (UPDATE @.synchronize_quarantine q"
 					  " SET model = e.model, local_key = e.key, reason = $2,"
 					  " message = $3, sqlstate = $4, detail = $5,"
@@ -370,7 +372,8 @@ pos_quarantine_hold(PosRun *run, Datum txid, ErrorData *error,
 					  " coalesce(q.local_key::text, q.local_key_text), e.id"
 					  " FROM (SELECT id FROM again UNION ALL SELECT id FROM new) e,"
 					  " @.synchronize_queue q"
-					  " WHERE q.txid = $1 AND q.model = ANY ($7)",
+					  " WHERE q.txid = $1 AND q.model = ANY ($7)"
+					  " ON CONFLICT DO NOTHING",
 					  10, types, values, nulls);
 }
 

@@ -6,6 +6,7 @@ use warnings FATAL => 'all';
 
 use Possync;
 use Possync::Sales;
+use Possync::Session;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -105,6 +106,27 @@ like(names(), qr{^T1 M .* / T1 T2}, 'as they were');
 is(waiting() . held(), '0', 'nothing waits');
 is(pull(), 'ok', 'the pull');
 like(names(), qr{^T1 M .* / T1 M}, 'brings what the master keeps');
+
+# The pull is faster than the push, which waits at the master for the row: it holds the
+# transaction that the push is going to hold
+on_till("SELECT possync_set_model('customer', on_conflict => 'ask'); SELECT sell('ask', 'c1', 1)");
+is(push_sales($till), 'ok', 'a sale before');
+on_till("UPDATE customer SET name = 'T3' WHERE code = 'c1'; SELECT sell('ask too', NULL, 1)");
+on_master("UPDATE customer SET name = 'M3' WHERE code = 'c1'");
+my $office = Possync::Session->new($master);
+$office->run("BEGIN; SELECT FROM customer WHERE code = 'c1' FOR UPDATE");
+my $pushing = Possync::Session->new($till);
+$pushing->start_sql("SELECT concat_ws(': ', status, error) FROM possync_push('sale')");
+ok($master->poll_query_until('postgres', 'SELECT count(*) > 0 FROM pg_locks WHERE NOT granted'), 'a push waits for the row');
+is(pull(), 'ok', 'a pull does not');
+$office->run('COMMIT');
+is(($pushing->answer)[0], 'ok', 'the transaction is held already');
+is(on_till('SELECT count(*) FROM possync_quarantine WHERE direction = $$push$$') . on_master('SELECT count(*) FROM sale WHERE number = $$ask too$$'), '11', 'once, and others have gone');
+on_till(q(SELECT possync_resolve(id, 'local') FROM possync_quarantine WHERE direction = 'push'));
+is(push_sales($till), 'ok', 'what was chosen');
+like(names(), qr{^T3 .* / T3}, 'is pushed');
+pull();
+is(waiting() . held(), '0', 'nothing waits');
 
 # A row that is deleted here and was changed there
 on_master("UPDATE customer SET name = 'kept' WHERE code = 'c2'");
