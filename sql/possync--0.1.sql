@@ -582,6 +582,7 @@ BEGIN
 	DELETE FROM @extschema@.synchronize_translation WHERE model = OLD.id;
 	DELETE FROM @extschema@.synchronize_position WHERE model = OLD.id;
 	DELETE FROM @extschema@.synchronize_quarantine WHERE model = OLD.id;
+	DELETE FROM @extschema@.synchronize_queue WHERE model = OLD.id;
 	DELETE FROM @extschema@.synchronize_schedule WHERE model = OLD.id;
 	RETURN NULL;
 END $$;
@@ -605,6 +606,21 @@ AS $$
 	WHERE t.model = _possync_translations.model
 $$;
 COMMENT ON FUNCTION @extschema@._possync_translations(smallint) IS 'internal: how many rows of a model are translated';
+
+/*
+ * _possync_waiting
+ *		How many changes of a model's rows wait to be pushed.
+ *
+ * SECURITY DEFINER: tells a number, never a key.
+ */
+CREATE FUNCTION @extschema@._possync_waiting(model smallint)
+RETURNS bigint LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT count(*) FROM @extschema@.synchronize_queue q
+	WHERE q.model = _possync_waiting.model
+$$;
+COMMENT ON FUNCTION @extschema@._possync_waiting(smallint) IS 'internal: how many changes of rows of a model wait to be pushed';
 
 /*
  * _possync_linked
@@ -1591,9 +1607,9 @@ COMMENT ON FUNCTION @extschema@.possync_add_child(text, regclass) IS 'adds a tab
  * possync_remove_model
  *		Removes one model; what it refers to stays.
  *
- * forget: also forget which remote row is which local row.  Errors:
- * dependent_objects_still_exist while other models refer to it, object_in_use
- * while rows are translated and forget is not given.
+ * forget: also forget which remote row is which local row, and what waits to be
+ * pushed.  Errors: dependent_objects_still_exist while other models refer to it,
+ * object_in_use while rows are translated, or changes wait, and forget is not given.
  */
 CREATE FUNCTION @extschema@.possync_remove_model(model text, forget boolean DEFAULT false)
 RETURNS void LANGUAGE plpgsql
@@ -1604,6 +1620,7 @@ DECLARE
 	old @extschema@.synchronize_model;
 	users text;
 	translations bigint;
+	waiting bigint;
 BEGIN
 	LOCK TABLE @extschema@.synchronize_model IN SHARE ROW EXCLUSIVE MODE;
 	old := @extschema@._possync_model($1);
@@ -1623,6 +1640,13 @@ BEGIN
 			MESSAGE = format('cannot remove model "%s": rows are synchronized', old.name),
 			DETAIL = format('For %s of them it is known which remote row is which local row.', translations),
 			HINT = format('possync_remove_model(%L, forget => true) forgets that, too; should the table be added again, its rows have to be recognised anew.', old.name);
+	END IF;
+	waiting := @extschema@._possync_waiting(old.id);
+	IF waiting > 0 AND forget IS NOT TRUE THEN
+		RAISE object_in_use USING
+			MESSAGE = format('cannot remove model "%s": changes of its rows wait to be pushed', old.name),
+			DETAIL = format('There are %s.', waiting),
+			HINT = format('Push them first; possync_remove_model(%L, forget => true) forgets them.', old.name);
 	END IF;
 	DELETE FROM @extschema@.synchronize_model m WHERE m.id = old.id;
 END $$;

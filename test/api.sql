@@ -68,7 +68,7 @@ SELECT is_empty(
 	'the internal ones say so');
 SELECT bag_eq(
 	$$SELECT proname FROM functions WHERE prosecdef$$,
-	$$VALUES ('_possync_forget'::name), ('_possync_translations')$$,
+	$$VALUES ('_possync_forget'::name), ('_possync_translations'), ('_possync_waiting')$$,
 	'SECURITY DEFINER is the exception');
 SELECT is_empty(
 	$$SELECT oid::regprocedure FROM functions

@@ -127,9 +127,15 @@ queues("UPDATE part SET region = 's' WHERE region = 'n' AND id = 1", 'part d 1, 
 on("SELECT possync_queue('part')");
 like(on('TRUNCATE part_s'), qr/cannot be truncated/, 'a partition cannot be truncated');
 
+# A model goes when nothing of it waits, or with what does
+on("INSERT INTO part (region, amount) VALUES ('n', 5)");
+like(on("SELECT possync_remove_model('part')"), qr/cannot remove model "part": changes of its rows wait to be pushed/, 'what waits is not lost with its model');
+on("SELECT possync_remove_model('part', forget => true)");
+is(on('SELECT count(*) FROM synchronize_queue q WHERE NOT EXISTS (SELECT FROM synchronize_model m WHERE m.id = q.model)'), '0', 'but when told to');
+
 # A column that is renamed while rows wait does not become null on the way
 my $configure = "SELECT FROM possync_add_model('sale', server => 'hq')";
-on("SELECT sell('renamed column', NULL, 1); ALTER TABLE payment RENAME kind TO sort; SELECT possync_remove_model('part')");
+on("SELECT sell('renamed column', NULL, 1); ALTER TABLE payment RENAME kind TO sort");
 like(push_sales($till), qr/^failed: model "sale" and the tables of server "hq" do not fit together/, 'a renamed column is noticed');
 on("$configure; SELECT possync_set_field('payment', 'sort', copy => true, remote => 'kind'); DELETE FROM synchronize_field WHERE name = 'kind'");
 is(push_sales($till), 'ok', 'pushed under its new name');
