@@ -402,9 +402,10 @@ typedef struct PosConnectionOps
 	 * Sends the steps of the next write before those sent are received, but
 	 * not the end of its transaction: they come to nothing unless send is
 	 * called for them next, after receive.  If not, abandon has to be called.
-	 * Never fails.  NULL where a kind cannot do that.
+	 * Never fails.  Returns false, having sent nothing, where a session
+	 * cannot do that; NULL where a kind cannot.
 	 */
-	void		(*ahead) (PosConnection *connection, PosStep **steps, int nsteps);
+	bool		(*ahead) (PosConnection *connection, PosStep **steps, int nsteps);
 
 	/*
 	 * Waits until the steps sent are carried out.  A kept session that turns

@@ -302,7 +302,7 @@ extern List *pos_pg_expect_tables(PosConnection *connection, PosTable **tables,
 extern void pos_pg_write_send(PosConnection *connection, PosStep **steps,
 							  int nsteps, bool *pending);
 extern void pos_pg_write_pump(PosConnection *connection);
-extern void pos_pg_write_ahead(PosConnection *connection, PosStep **steps, int nsteps);
+extern bool pos_pg_write_ahead(PosConnection *connection, PosStep **steps, int nsteps);
 extern void pos_pg_write_receive(PosConnection *connection);
 extern void pos_pg_write_abandon(PosConnection *connection);
 

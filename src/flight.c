@@ -103,7 +103,8 @@ pos_flight_ahead(PosPush *push, PosFlight *next)
 		return;
 	push->ahead = connection;
 	push->landing = true;
-	connection->ops->ahead(connection, next->steps.steps, next->steps.nsteps);
+	if (!connection->ops->ahead(connection, next->steps.steps, next->steps.nsteps))
+		push->ahead = NULL;
 	push->landing = false;
 }
 

@@ -348,18 +348,19 @@ pos_pg_write_send(PosConnection *connection, PosStep **steps, int nsteps,
 }
 
 /* See connection.h: ahead */
-void
+bool
 pos_pg_write_ahead(PosConnection *connection, PosStep **steps, int nsteps)
 {
 	PosPgSession *session = (PosPgSession *) connection;
 
 	if (session->state != POS_PG_WRITING || !session->sent || !session->direct)
-		return;
+		return false;
 	for (int i = 0; i < nsteps; i++)
 		if (pos_pg_relation(session, steps[i]->table->remote) == NULL)
-			return;
+			return false;
 	session->ahead = steps;
 	session->ahead_sent = send_steps(session, steps, nsteps) && send_sync(session);
+	return true;
 }
 
 /* See connection.h: pump */
