@@ -401,11 +401,18 @@ typedef struct PosConnectionOps
 	/*
 	 * Sends the steps of the next write before those sent are received, but
 	 * not the end of its transaction: they come to nothing unless send is
-	 * called for them next, after receive.  If not, abandon has to be called.
+	 * called for them next, after receive.  If not, retract has to be called.
 	 * Never fails.  Returns false, having sent nothing, where a session
 	 * cannot do that; NULL where a kind cannot.
 	 */
 	bool		(*ahead) (PosConnection *connection, PosStep **steps, int nsteps);
+
+	/*
+	 * Nobody wants the steps sent ahead any more; the answer to those sent
+	 * before, if it has not been received, still can be.  NULL where ahead
+	 * is.
+	 */
+	void		(*retract) (PosConnection *connection);
 
 	/*
 	 * Waits until the steps sent are carried out.  A kept session that turns
@@ -418,8 +425,8 @@ typedef struct PosConnectionOps
 	void		(*receive) (PosConnection *connection);
 
 	/*
-	 * Closes a session in which steps were sent whose answer nobody awaits,
-	 * or sent ahead; leaves any other alone.
+	 * Closes a session in which steps were sent whose answer nobody awaits;
+	 * leaves any other alone.
 	 */
 	void		(*abandon) (PosConnection *connection);
 

@@ -64,6 +64,7 @@ const PosConnectionOps pos_connection_postgres = {
 	.send = pos_pg_write_send,
 	.pump = pos_pg_write_pump,
 	.ahead = pos_pg_write_ahead,
+	.retract = pos_pg_write_retract,
 	.receive = pos_pg_write_receive,
 	.abandon = pos_pg_write_abandon,
 	.received = received,

@@ -303,6 +303,7 @@ extern void pos_pg_write_send(PosConnection *connection, PosStep **steps,
 							  int nsteps, bool *pending);
 extern void pos_pg_write_pump(PosConnection *connection);
 extern bool pos_pg_write_ahead(PosConnection *connection, PosStep **steps, int nsteps);
+extern void pos_pg_write_retract(PosConnection *connection);
 extern void pos_pg_write_receive(PosConnection *connection);
 extern void pos_pg_write_abandon(PosConnection *connection);
 

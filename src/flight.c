@@ -87,7 +87,7 @@ count(PosPush *push, PosFlight *flight)
  * go the same way: the options of the server may have changed in between.  They are
  * there when it is known to have landed, and their transaction is ended by
  * pos_flight_launch.  What need not be done before is done afterwards, while the remote
- * works.  Should that fail, both are sent again, see pos_flight_retract.
+ * works.  Should that fail, see pos_flight_retract.
  */
 void
 pos_flight_ahead(PosPush *push, PosFlight *next)
@@ -172,14 +172,15 @@ pos_flight_land(PosPush *push)
 
 /*
  * The transaction that was to send the next batch has failed, or what was to follow
- * it: what of the batch is at the remote comes to nothing.
+ * it: what of the batch is at the remote comes to nothing.  The one on its way is not
+ * sent again: meanwhile somebody there may have changed, or deleted, what it brought.
  */
 void
 pos_flight_retract(PosPush *push)
 {
 	push->confirmed = push->expected = false;
 	if (push->ahead != NULL)
-		push->ahead->ops->abandon(push->ahead);
+		push->ahead->ops->retract(push->ahead);
 	push->ahead = NULL;
 }
 

@@ -283,6 +283,8 @@ receive_steps(PosPgSession *session, bool kept)
 	expect_sync(session);
 	if (session->ahead != NULL)
 		session->state = POS_PG_WRITING;
+	else if (session->nsyncs > 0)
+		pos_pg_session_close(session);
 	else if (PQexitPipelineMode(session->conn))
 		session->state = POS_PG_IDLE;
 	else
@@ -361,6 +363,20 @@ pos_pg_write_ahead(PosConnection *connection, PosStep **steps, int nsteps)
 	session->ahead = steps;
 	session->ahead_sent = send_steps(session, steps, nsteps) && send_sync(session);
 	return true;
+}
+
+/*
+ * See connection.h: retract.  The remote session ends with what it was sent, once the
+ * answer to what was sent before is here.
+ */
+void
+pos_pg_write_retract(PosConnection *connection)
+{
+	PosPgSession *session = (PosPgSession *) connection;
+
+	if (session->ahead != NULL && session->nsyncs < 2)
+		pos_pg_session_close(session);
+	session->ahead = NULL;
 }
 
 /* See connection.h: pump */

@@ -80,6 +80,7 @@ for my $fault (map { my $how = $_; map { "$how: push $_" } 'beside', 'ahead' } '
 	cmp_ok($after, '<', $before + 40, "$fault: not all") if $fault !~ /^error/;
 	is(push_sales($till), 'ok', "$fault: pushed");
 	all_there($fault);
+	is(on_master('SELECT count(*) - count(DISTINCT number) FROM arrived'), '0', "$fault: what is on its way is awaited, and not sent again") if $fault =~ /^error/;
 }
 
 # One that is refused by its rows, and one that is refused by the end of its
