@@ -448,6 +448,12 @@ typedef struct PosConnectionOps
 
 	/* Bytes received since begin or send */
 	uint64		(*received) (PosConnection *connection);
+
+	/*
+	 * Identity of this incarnation of the remote, as begin tells it; NULL if
+	 * it was not asked since the session was opened.
+	 */
+	const char *(*source) (PosConnection *connection);
 } PosConnectionOps;
 
 /* Embedded as the first member of every kind's own session struct */

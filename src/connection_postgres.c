@@ -40,6 +40,7 @@ static void request(PosConnection *connection, PosTable **tables, int ntables);
 static bool next(PosConnection *connection, Datum *values, bool *nulls);
 static void finish(PosConnection *connection);
 static uint64 received(PosConnection *connection);
+static const char *source(PosConnection *connection);
 
 const PosConnectionOps pos_connection_postgres = {
 	.wrapper = "possync_postgres",
@@ -68,6 +69,7 @@ const PosConnectionOps pos_connection_postgres = {
 	.receive = pos_pg_write_receive,
 	.abandon = pos_pg_write_abandon,
 	.received = received,
+	.source = source,
 };
 
 static bool can_poll(PosPgSession *session, PosTable **tables, int ntables);
@@ -293,6 +295,12 @@ static uint64
 received(PosConnection *connection)
 {
 	return ((PosPgSession *) connection)->received;
+}
+
+static const char *
+source(PosConnection *connection)
+{
+	return ((PosPgSession *) connection)->source;
 }
 
 /*

@@ -31,6 +31,7 @@ static bool next(PosConnection *connection, Datum *values, bool *nulls);
 static void finish(PosConnection *connection);
 static List *expect(PosConnection *connection, PosTable **tables, int ntables);
 static uint64 received(PosConnection *connection);
+static const char *source(PosConnection *connection);
 
 const PosConnectionOps pos_connection_tryton = {
 	.wrapper = "possync_tryton",
@@ -60,6 +61,7 @@ const PosConnectionOps pos_connection_tryton = {
 	.models = pos_tryton_list_models,
 	.fields = pos_tryton_list_fields,
 	.received = received,
+	.source = source,
 };
 
 /*
@@ -287,4 +289,10 @@ received(PosConnection *connection)
 	PosTrytonSession *session = (PosTrytonSession *) connection;
 
 	return pos_http_received(session->http) - session->received_before;
+}
+
+static const char *
+source(PosConnection *connection)
+{
+	return ((PosTrytonSession *) connection)->source;
 }

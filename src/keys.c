@@ -19,7 +19,7 @@
 typedef struct Stock
 {
 	int16		model;
-	Oid			server;
+	char	   *source;			/* identity of the remote; NULL: not known */
 	char	   *remote;			/* the table that made them */
 	int			ncolumns;		/* columns of each that are made there */
 	MemoryContext context;		/* of texts; they are used up from first on */
@@ -68,11 +68,23 @@ empty(Stock *stock)
 	stock->texts = NULL;
 }
 
-/* Returns the stock of a model, which is empty if what it was for has changed. */
+/* Whether keys that a remote made are good for one; NULL: not known. */
+static bool
+is_good(Stock *stock, const char *source)
+{
+	return source == NULL ||
+		(stock->source != NULL && strcmp(stock->source, source) == 0);
+}
+
+/*
+ * Returns the stock of a model, which is empty if what it was for has changed, be it
+ * that another server has come in the remote's place, or an older state of it, which
+ * gives the same keys to others.
+ */
 static Stock *
 find_stock(PosRun *run, PosModel *model)
 {
-	Oid			server = run->connection->server->serverid;
+	const char *source = run->connection->ops->source(run->connection);
 	Stock	   *stock = NULL;
 	MemoryContext old;
 	ListCell   *lc;
@@ -89,14 +101,16 @@ find_stock(PosRun *run, PosModel *model)
 											   ALLOCSET_DEFAULT_SIZES);
 		stocks = lappend(stocks, stock);
 	}
-	if (stock->server != server || stock->remote == NULL ||
+	if (!is_good(stock, source) || stock->remote == NULL ||
 		strcmp(stock->remote, model->remote) != 0 ||
 		stock->ncolumns != count_made(model))
 	{
+		if (stock->source != NULL)
+			pfree(stock->source);
 		if (stock->remote != NULL)
 			pfree(stock->remote);
+		stock->source = source == NULL ? NULL : pstrdup(source);
 		stock->remote = pstrdup(model->remote);
-		stock->server = server;
 		stock->ncolumns = count_made(model);
 		empty(stock);
 	}
