@@ -50,6 +50,9 @@ static void append_untold(StringInfo sql, PosPgRelation *relation,
  * standby that took over may have lost the last transactions and gives their
  * numbers to others: on its timeline everything has to be read once.
  *
+ * Background workers write, too, and have types of their own: only autovacuum does
+ * not count.
+ *
  * The functions are called directly because to plan the views over them would
  * cost the remote four times as much as all the rest of a poll.
  */
@@ -82,7 +85,7 @@ pos_pg_query_clock(PosPgSession *session)
 					" - interval '%d ms') END"
 					" FROM pg_stat_get_activity(NULL) a"
 					" WHERE a.datid = %s AND a.pid <> pg_backend_pid()"
-					" AND a.backend_type IN ('client backend', 'background worker')) END,"
+					" AND a.backend_type IS DISTINCT FROM 'autovacuum worker') END,"
 					" least(k.now, CASE WHEN pg_is_in_recovery()"
 					" THEN pg_last_xact_replay_timestamp() END) - interval '%d ms'),"
 					" pg_postmaster_start_time(), %s,"
