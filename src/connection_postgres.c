@@ -394,6 +394,7 @@ try_begin(PosPgSession *session, PosTable **tables, int ntables, bool kept)
 	session->command = description.data;
 	pos_pg_expect(session, PGRES_TUPLES_OK);
 	pos_pg_describe_result(session, tables, ntables);
+	pos_pg_positions_compare(session, tables, ntables);
 	pos_pg_end_pipeline(session);
 	session->state = POS_PG_OPEN;
 
@@ -463,14 +464,16 @@ expect_piped(PosPgSession *session, ExecStatusType status)
 
 /*
  * Whether a probe failed for something that describing the tables again tells
- * better: syntax error or access rule violation, SQLSTATE class 42.
+ * better: syntax error or access rule violation, SQLSTATE class 42, or a position
+ * that is no value of its column any more, class 22.
  */
 static bool
 out_of_date(PGresult *result)
 {
 	const char *sqlstate = PQresultErrorField(result, PG_DIAG_SQLSTATE);
 
-	return sqlstate != NULL && strncmp(sqlstate, "42", 2) == 0;
+	return sqlstate != NULL && (strncmp(sqlstate, "42", 2) == 0 ||
+								strncmp(sqlstate, "22", 2) == 0);
 }
 
 /* Whether a column of a result of one row, a boolean in binary form, is true. */

@@ -89,6 +89,7 @@ typedef struct PosPgRelation
 								 * what it should */
 	bool		still;			/* only transactions change what is read */
 	int64		rows;			/* about; -1: not known */
+	char	   *tables;			/* see POS_PG_TABLES; "": nobody knows */
 	char	   *oid;
 	char	   *log;			/* identity of its change log, or NULL */
 	char	   *log_schema;		/* of possync there, quoted */
@@ -97,6 +98,11 @@ typedef struct PosPgRelation
 	int			nattributes;
 	PosPgAttribute *attributes;
 } PosPgRelation;
+
+/* What tells the numbers of the tables that hold the rows of one, in a text */
+#define POS_PG_TABLES(oid) \
+	"coalesce((SELECT string_agg(p.relid::oid::text, ' ' ORDER BY p.relid::oid)" \
+	" FROM pg_partition_tree(" oid ") p WHERE p.isleaf), (" oid ")::oid::text)"
 
 /* A position, taken apart: what PosTable's known is here */
 typedef struct PosPgPosition PosPgPosition;
@@ -226,6 +232,7 @@ extern void pos_pg_describe_query(StringInfo sql, PosTable **tables,
 extern void pos_pg_describe_result(PosPgSession *session, PosTable **tables,
 								   int ntables);
 extern List *pos_pg_describe_check(PosPgSession *session, PosTable *table);
+extern bool pos_pg_has_word(const char *list, const char *word, size_t len);
 extern char *pos_pg_describe_changes(PosPgSession *session, PosTable *table);
 
 /* in postgres_query.c */
@@ -248,6 +255,8 @@ extern bool pos_pg_query_probed(PosPgSession *session, PosTable *table);
 /* in postgres_position.c */
 extern void pos_pg_positions_read(PosPgSession *session, PosTable **tables,
 								  int ntables);
+extern void pos_pg_positions_compare(PosPgSession *session, PosTable **tables,
+									 int ntables);
 extern const char *pos_pg_position_value(PosTable *table);
 extern const char *pos_pg_position_snapshot(PosPgSession *session,
 											PosTable *table);

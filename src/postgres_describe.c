@@ -36,6 +36,7 @@ enum
 	D_ROWS,
 	D_VERSIONS,
 	D_STILL,
+	D_TABLES,
 	D_OID,
 	D_LOG,
 	D_LOG_SCHEMA,
@@ -71,6 +72,9 @@ static const char *const describe_sql =
 " c.relkind IN ('r', 'p') AND NOT row_security_active(c.oid) AND NOT EXISTS"
 " (SELECT FROM pg_partition_tree(c.oid) p JOIN pg_class l ON l.oid = p.relid"
 " WHERE l.relkind NOT IN ('r', 'p')),"
+/* which hold its rows, said once */
+" CASE WHEN row_number() OVER (PARTITION BY t.n ORDER BY a.attnum) = 1"
+" AND c.relkind IN ('r', 'p', 'm') THEN " POS_PG_TABLES("c.oid") " END,"
 " c.oid, g.log, g.schema, g.key"
 " FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY t(schema, name, n)"
 " JOIN pg_namespace s ON s.nspname = t.schema"
@@ -202,8 +206,8 @@ pos_pg_describe_check(PosPgSession *session, PosTable *table)
 }
 
 /* Whether one word of a list of words is a given one. */
-static bool
-has_word(const char *list, const char *word, size_t len)
+bool
+pos_pg_has_word(const char *list, const char *word, size_t len)
 {
 	for (; *list != '\0'; list += strcspn(list, " "), list += *list == ' ')
 		if (strcspn(list, " ") == len && memcmp(list, word, len) == 0)
@@ -232,7 +236,7 @@ is_guarded(PosPgRelation *relation, PosTable *table)
 															 table->match[j]);
 
 				if (attribute != NULL && attribute->unique != NULL &&
-					has_word(attribute->unique, index, len))
+					pos_pg_has_word(attribute->unique, index, len))
 					n++;
 			}
 			if (n == atoi(strchr(index, '/') + 1))
@@ -406,6 +410,7 @@ fill_relation(PosPgRelation *relation, PGresult *res, int first, int last)
 	relation->readable = PQgetvalue(res, first, D_USAGE)[0] == 't';
 	relation->versions = PQgetvalue(res, first, D_VERSIONS)[0] == 't';
 	relation->still = PQgetvalue(res, first, D_STILL)[0] == 't';
+	relation->tables = pstrdup(PQgetvalue(res, first, D_TABLES));
 	relation->oid = pstrdup(PQgetvalue(res, first, D_OID));
 	if (!PQgetisnull(res, first, D_LOG))
 	{

@@ -26,6 +26,11 @@
  * value cannot tell, as where running transactions cannot be seen, where a clock
  * was set back, where somebody keeps the stamp.
  *
+ * Both hold for the tables that were read, the partitions of a partitioned one.
+ * Another that has come in the place of one, or was attached, has rows that may be
+ * older than all that: they are read whatever they say, once.  And the value holds
+ * for the type that the change columns had.
+ *
  * Nobody else looks into a position.  It is kept as JSON, so that a person can.
  */
 #include "postgres.h"
@@ -52,6 +57,8 @@ struct PosPgPosition
 	char	   *snapshot;		/* in which the table was last read, with that */
 	char	   *changed;		/* value of the change columns */
 	char	   *seen;			/* xid8; "": xmin cannot be read */
+	char	   *tables;			/* those that were read, see PosPgRelation */
+	char	   *type;			/* of the change columns; "": there are none */
 	char	   *swept;			/* xid8: seen by the last sweep */
 	TimestampTz swept_at;		/* by the remote's clock */
 	char	   *ahead;			/* value that takes the place of changed; "":
@@ -107,11 +114,67 @@ pos_pg_positions_read(PosPgSession *session, PosTable **tables, int ntables)
 		position->snapshot = member(json, "snapshot");
 		position->changed = member(json, "changed");
 		position->seen = member(json, "seen");
+		position->tables = member(json, "tables");
+		position->type = member(json, "type");
 		position->swept = member(json, "swept");
 		position->swept_at = time_of(member(json, "swept_at"));
 		position->ahead = member(json, "ahead");
 		position->ahead_end = member(json, "ahead_end");
 		table->known = position;
+	}
+}
+
+/*
+ * Returns the tables that hold rows of a described one and were not read, as a list
+ * of numbers for SQL, or NULL.  Who may not read xmin may not read tableoid either.
+ */
+static char *
+new_tables(PosPgRelation *relation, PosPgPosition *position)
+{
+	StringInfoData list;
+
+	if (!relation->versions || strcmp(relation->tables, position->tables) == 0)
+		return NULL;
+	initStringInfo(&list);
+	for (const char *p = relation->tables; *p != '\0';)
+	{
+		size_t		len = strcspn(p, " ");
+
+		if (!pos_pg_has_word(position->tables, p, len))
+			appendStringInfo(&list, "%s%.*s", list.len > 0 ? ", " : "", (int) len, p);
+		p += len + (p[len] == ' ');
+	}
+	return list.len > 0 ? list.data : NULL;
+}
+
+/* The type of a table's change columns, "" if it has none. */
+static const char *
+type_name(PosPgSession *session, PosTable *table)
+{
+	return table->nchange == 0 ? "" :
+		pos_pg_attribute(pos_pg_relation(session, table->remote),
+						 table->change[0])->basename;
+}
+
+/*
+ * Compares positions with the tables, now that these have been described: a position
+ * of another type is none, and a table that has other parts has changed.
+ */
+void
+pos_pg_positions_compare(PosPgSession *session, PosTable **tables, int ntables)
+{
+	for (int i = 0; i < ntables; i++)
+	{
+		PosTable   *table = tables[i];
+		PosPgPosition *position = table->known;
+
+		if (position == NULL || pos_pg_describe_changes(session, table) != NULL)
+			continue;
+		if (strcmp(position->type, type_name(session, table)) != 0)
+			table->known = NULL;
+		if (table->known == NULL ||
+			new_tables(pos_pg_relation(session, table->remote), position) != NULL)
+			table->changed = true;
 	}
 }
 
@@ -204,6 +267,7 @@ pos_pg_position_append(StringInfo sql, PosPgSession *session, PosTable *table)
 {
 	PosPgPosition *position = table->known;
 	PosPgRelation *relation = pos_pg_relation(session, table->remote);
+	char	   *new = new_tables(relation, position);
 
 	if (pos_pg_position_snapshot(session, table) != NULL)
 		pos_pg_log_append_rows(sql, session, table,
@@ -222,6 +286,8 @@ pos_pg_position_append(StringInfo sql, PosPgSession *session, PosTable *table)
 		}
 		appendStringInfoChar(sql, ')');
 	}
+	if (new != NULL)
+		appendStringInfo(sql, " OR tableoid IN (%s)", new);
 }
 
 /*
@@ -402,7 +468,8 @@ pos_pg_positions_receive(PosPgSession *session, PosTable **tables, int ntables)
 		PosTable   *table = tables[i];
 		PosPgPosition *old = table->known;
 		PosPgPosition next = {.ahead = "",.ahead_end = ""};
-		bool		versions;
+		PosPgRelation *relation = pos_pg_relation(session, table->remote);
+		bool		versions = relation->versions;
 		bool		swept;
 		Oid			type;
 		StringInfoData buf;
@@ -413,11 +480,11 @@ pos_pg_positions_receive(PosPgSession *session, PosTable **tables, int ntables)
 		if (table->nchange == 0 && !logged)
 			continue;
 		type = pos_pg_change_type(session, table);
-		versions = pos_pg_relation(session, table->remote)->versions;
 		swept = old == NULL || old->sweep || old->verified;
 		next.changed = table->nchange == 0 ? NULL : PQgetvalue(res, 0, column);
 		/* the log is asked since the snapshot, which has to move */
-		table->settled = logged || was_logged || (versions && swept) ||
+		table->settled = logged || was_logged || (versions && swept) || old == NULL ||
+			strcmp(old->tables, relation->tables) != 0 ||
 			(table->nchange > 0 && PQgetvalue(res, 0, column + 1)[0] == 't');
 		if (table->nchange == 0)
 			next.changed = "";
@@ -437,9 +504,11 @@ pos_pg_positions_receive(PosPgSession *session, PosTable **tables, int ntables)
 			append_member(&buf, "changed", next.changed);
 		if (logged)
 		{
-			append_member(&buf, "log", pos_pg_relation(session, table->remote)->log);
+			append_member(&buf, "log", relation->log);
 			append_member(&buf, "snapshot", snapshot);
 		}
+		append_member(&buf, "tables", relation->tables);
+		append_member(&buf, "type", type_name(session, table));
 		append_member(&buf, "seen", versions ? xmin : "");
 		append_member(&buf, "swept", !versions ? "" : swept ? xmin : old->swept);
 		append_member(&buf, "swept_at",
