@@ -203,6 +203,8 @@ request(PosConnection *connection, PosTable **tables, int ntables)
 	/* rows are taken as we have time for them, which is no fault of theirs */
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "SET LOCAL statement_timeout = 0");
+	appendStringInfoString(&sql, "; ");
+	pos_pg_describe_moved_query(&sql, session, tables, ntables);
 	appendStringInfo(&sql, "; %s",
 					 pos_pg_positions_query(session, tables, ntables));
 	for (int i = 0; i < ntables; i++)
@@ -217,6 +219,7 @@ request(PosConnection *connection, PosTable **tables, int ntables)
 	run(session, sql.data);
 	session->state = POS_PG_READING;
 	pos_pg_expect(session, PGRES_COMMAND_OK);
+	pos_pg_describe_unmoved(session);
 	for (int i = 0; i < ntables; i++)
 	{
 		tables[i]->next_position = NULL;

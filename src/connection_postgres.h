@@ -232,6 +232,9 @@ extern void pos_pg_describe_query(StringInfo sql, PosTable **tables,
 extern void pos_pg_describe_result(PosPgSession *session, PosTable **tables,
 								   int ntables);
 extern List *pos_pg_describe_check(PosPgSession *session, PosTable *table);
+extern void pos_pg_describe_moved_query(StringInfo sql, PosPgSession *session,
+										PosTable **tables, int ntables);
+extern void pos_pg_describe_unmoved(PosPgSession *session);
 extern bool pos_pg_has_word(const char *list, const char *word, size_t len);
 extern char *pos_pg_describe_changes(PosPgSession *session, PosTable *table);
 

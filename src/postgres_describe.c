@@ -205,6 +205,62 @@ pos_pg_describe_check(PosPgSession *session, PosTable *table)
 	return problems;
 }
 
+/*
+ * Appends a query whose result pos_pg_describe_unmoved takes: the names of tables that
+ * are not what they were when the transaction's snapshot was taken.
+ *
+ * A snapshot sees none of the rows of a table that was written anew by somebody since,
+ * as by ALTER TABLE or TRUNCATE, nor those of another that has got its name: all would
+ * count as deleted.  The tables are mentioned because that locks them, before anything
+ * is looked at, until we have read.
+ */
+void
+pos_pg_describe_moved_query(StringInfo sql, PosPgSession *session,
+							PosTable **tables, int ntables)
+{
+	char	  **names = palloc(sizeof(char *) * ntables);
+	char	  **numbers = palloc(sizeof(char *) * ntables);
+	StringInfoData locks;
+	int			n = 0;
+
+	initStringInfo(&locks);
+	for (int i = 0; i < ntables; i++)
+	{
+		PosPgRelation *relation = pos_pg_relation(session, tables[i]->remote);
+
+		if (relation->tables[0] == '\0')
+			continue;
+		names[n] = (char *) relation->type;
+		numbers[n++] = relation->tables;
+		appendStringInfo(&locks, " OR EXISTS (SELECT FROM %s LIMIT 0)", relation->sql);
+	}
+	appendStringInfo(sql, "SELECT t.name FROM unnest(%s::text[], %s::text[]) t (name, tables)"
+					 " WHERE " POS_PG_TABLES("to_regclass(t.name)::oid")
+					 " IS DISTINCT FROM t.tables"
+					 " OR (SELECT count(*) FROM pg_class c"
+					 " WHERE c.oid = ANY (string_to_array(t.tables, ' ')::oid[])"
+					 " AND c.relfilenode = coalesce(pg_relation_filenode(c.oid), 0))"
+					 " <> cardinality(string_to_array(t.tables, ' '))%s",
+					 text_array(names, n), text_array(numbers, n), locks.data);
+}
+
+/* Takes the answer: errors if there is such a table. */
+void
+pos_pg_describe_unmoved(PosPgSession *session)
+{
+	PGresult   *res = pos_pg_result(session);
+
+	if (PQntuples(res) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("remote table %s of server \"%s\" was changed as a whole while it was read",
+						PQgetvalue(res, 0, 0), session->base.server->servername),
+				 errdetail("By TRUNCATE, ALTER TABLE, REFRESH MATERIALIZED VIEW or the like."),
+				 errhint("Pull again.")));
+	if (PQresultStatus(res) != PGRES_TUPLES_OK)
+		pos_pg_error(session);
+}
+
 /* Whether one word of a list of words is a given one. */
 bool
 pos_pg_has_word(const char *list, const char *word, size_t len)

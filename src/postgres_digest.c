@@ -101,6 +101,7 @@ pos_pg_digest(PosConnection *connection, PosDigest *digest)
 	PosPgRelation *relation = pos_pg_relation(session, table->remote);
 	PosDigestSource source = {.columns = NIL};
 	StringInfoData from;
+	StringInfoData sql;
 	MemoryContext old;
 
 	pos_pg_session_enter(session);
@@ -141,12 +142,17 @@ pos_pg_digest(PosConnection *connection, PosDigest *digest)
 	if (wants_sums(digest))
 		session->command = psprintf("SET LOCAL enable_sort = off; SET LOCAL jit = off; %s",
 									session->command);
+	initStringInfo(&sql);
+	pos_pg_describe_moved_query(&sql, session, &table, 1);
+	appendStringInfo(&sql, "; %s", session->command);
+	session->command = sql.data;
 	MemoryContextSwitchTo(old);
 	if (!PQsendQuery(session->conn, session->command) ||
 		!PQsetSingleRowMode(session->conn))
 		pos_pg_error(session);
 	session->state = POS_PG_READING;
 	pos_pg_flush(session);
+	pos_pg_describe_unmoved(session);
 	pos_pg_session_leave(session);
 }
 
