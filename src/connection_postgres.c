@@ -497,11 +497,13 @@ receive_clock(PosPgSession *session)
 	PGresult   *res = session->result;
 	TimestampTz started;
 
-	pos_pg_expect_row(session, 6);
+	pos_pg_expect_row(session, 7);
 	pos_pg_set_clock(session, pos_pg_time(session, 0));
 	session->complete = pos_pg_time(session, 1);
 	session->sees_running = is_true(res, 4);
 	session->direct = is_true(res, 5);
+	session->oldest = PQgetisnull(res, 0, 6) ? PG_UINT64_MAX :
+		strtou64(PQgetvalue(res, 0, 6), NULL, 10);
 	started = pos_pg_time(session, 2);
 	if (session->source == NULL)
 	{

@@ -145,6 +145,7 @@ typedef struct PosPgSession
 	char	   *snapshot;		/* the remote's, as a text */
 	TimestampTz complete;		/* changes before it are all visible */
 	bool		sees_running;	/* and running transactions say so */
+	uint64		oldest;			/* of them, PG_UINT64_MAX: nobody knows */
 	PosTable  **tables;			/* requested */
 	PosPgPlan **plans;			/* of each of them */
 	const char **queries;		/* of each of them, for messages */

@@ -31,6 +31,10 @@
  * older than all that: they are read whatever they say, once.  And the value holds
  * for the type that the change columns had.
  *
+ * Numbers of transactions never go back but where a master was put back to an older
+ * state: what it has committed since may have numbers that were seen, of others.  Such
+ * a position is none.  Mostly another timeline tells, but not of files copied back.
+ *
  * Nobody else looks into a position.  It is kept as JSON, so that a person can.
  */
 #include "postgres.h"
@@ -158,7 +162,8 @@ type_name(PosPgSession *session, PosTable *table)
 
 /*
  * Compares positions with the tables, now that these have been described: a position
- * of another type is none, and a table that has other parts has changed.
+ * of another type, or of a future that is lost, is none, and a table that has other
+ * parts has changed.
  */
 void
 pos_pg_positions_compare(PosPgSession *session, PosTable **tables, int ntables)
@@ -170,7 +175,8 @@ pos_pg_positions_compare(PosPgSession *session, PosTable **tables, int ntables)
 
 		if (position == NULL || pos_pg_describe_changes(session, table) != NULL)
 			continue;
-		if (strcmp(position->type, type_name(session, table)) != 0)
+		if (strcmp(position->type, type_name(session, table)) != 0 ||
+			strtou64(position->seen, NULL, 10) > session->oldest)
 			table->known = NULL;
 		if (table->known == NULL ||
 			new_tables(pos_pg_relation(session, table->remote), position) != NULL)

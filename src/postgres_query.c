@@ -33,9 +33,10 @@ static void append_untold(StringInfo sql, PosPgRelation *relation,
 
 /*
  * The remote's clock, how far it is complete, when it was started, its identity if
- * that is not known yet, whether we see what runs there, and whether the session is
- * the one that we were given when we connected, and not a pooler's; one row.  To be run
- * before the snapshot is taken, in a transaction of its own.
+ * that is not known yet, whether we see what runs there, whether the session is the one
+ * that we were given when we connected, and not a pooler's, and which transaction is the
+ * oldest, unless that is a standby's view; one row.  To be run before the snapshot is
+ * taken, in a transaction of its own.
  *
  * Where we may see them, the cap is the start of the oldest transaction in the
  * database.  A statement that has arrived may take its time stamp before its
@@ -90,7 +91,9 @@ pos_pg_query_clock(PosPgSession *session)
 					" THEN pg_last_xact_replay_timestamp() END) - interval '%d ms'),"
 					" pg_postmaster_start_time(), %s,"
 					" pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')"
-					" AND NOT pg_is_in_recovery(), pg_backend_pid() = %d"
+					" AND NOT pg_is_in_recovery(), pg_backend_pid() = %d,"
+					" CASE WHEN NOT pg_is_in_recovery() THEN"
+					" pg_snapshot_xmin(pg_current_snapshot())::text END"
 					" FROM (SELECT clock_timestamp() AS now OFFSET 0) k",
 					UNSEEN_START, database, session->options.overlap,
 					database, session->options.overlap, source,
