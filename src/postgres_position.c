@@ -252,16 +252,22 @@ pos_pg_position_sweeps(PosPgSession *session, PosTable *table)
 	return position->sweep;
 }
 
-/* Appends that a row version was made by no transaction before this one. */
+/*
+ * Appends that a row version was made by no transaction before this one.
+ *
+ * A row that is visible is older than the next transaction, so the age is taken
+ * without its sign: a frozen row keeps its number, and after 2^31 transactions its
+ * age is negative.
+ */
 static void
 append_since(StringInfo sql, const char *xid)
 {
 	uint64		n = strtou64(xid, NULL, 10);
 
-	appendStringInfo(sql, "age(xmin) <= (SELECT CASE WHEN"
+	appendStringInfo(sql, "age(xmin)::int8 & 4294967295 <= (SELECT CASE WHEN"
 					 " pg_snapshot_xmin(pg_current_snapshot())::text::int8"
 					 " - " UINT64_FORMAT " BETWEEN 0 AND " COMPARABLE
-					 " THEN age('%u'::xid) ELSE 2147483647 END)", n, (uint32) n);
+					 " THEN age('%u'::xid) ELSE 4294967295 END)", n, (uint32) n);
 }
 
 /*
