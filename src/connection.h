@@ -308,8 +308,10 @@ typedef struct PosConnectionOps
 	PosConnection *(*make) (ForeignServer *server, UserMapping *mapping);
 
 	/*
-	 * Makes a session ready for a caller: one that is not connected connects,
-	 * if its kind has to.  Errors as the remote reports them.
+	 * Makes a session ready for a caller: one that is not connected, or that
+	 * the remote is known to have ended, connects, if its kind has to.  What
+	 * was learned through the one before is forgotten: another remote may be
+	 * there now.  Errors as the remote reports them.
 	 */
 	void		(*ready) (PosConnection *connection);
 

@@ -32,12 +32,25 @@ pos_pg_session_make(ForeignServer *server, UserMapping *mapping)
 	return &session->base;
 }
 
+/*
+ * Whether the remote has ended a kept session and said so: nobody asks it.  What it
+ * said before it closed is read first.
+ */
+static bool
+has_ended(PosPgSession *session)
+{
+	return !PQconsumeInput(session->conn) || !PQconsumeInput(session->conn);
+}
+
 /* See connection.h: ready */
 void
 pos_pg_session_ready(PosConnection *connection)
 {
 	PosPgSession *session = (PosPgSession *) connection;
 
+	if (pos_pg_session_use(connection) == POS_USE_NONE &&
+		session->state != POS_PG_CLOSED && has_ended(session))
+		pos_pg_session_close(session);
 	if (session->state != POS_PG_CLOSED)
 		return;
 	pos_pg_session_enter(session);

@@ -118,4 +118,23 @@ all_pushed();
 is($master->safe_psql('elsewhere', "SELECT id FROM note WHERE code = 'new'"), 1001, 'a key that the new one has made');
 is(on_till($runner), $pid, 'by the same runner');
 
+# The same where the session is lost, and whoever connects again finds another master
+for my $n (3, 60)
+{
+	on_till("INSERT INTO note (code) SELECT 'k$n ' || i FROM generate_series(1, 40) i");
+	all_pushed();
+	$master->safe_psql('postgres', <<"EOC");
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN ('branch', 'elsewhere');
+CREATE DATABASE older$n TEMPLATE elsewhere;
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN ('branch', 'elsewhere');
+ALTER DATABASE elsewhere RENAME TO newer$n;
+ALTER DATABASE older$n RENAME TO elsewhere;
+EOC
+	$master->safe_psql('elsewhere', "SELECT setval('note_id_seq', 10000 * $n)");
+	on_till("INSERT INTO note (code) SELECT 'o$n ' || i FROM generate_series(1, $n) i");
+	all_pushed();
+	is($master->safe_psql('elsewhere', "SELECT count(*), min(id) > 10000 * $n FROM note WHERE code LIKE 'o$n %'"), "$n|t", "$n rows under keys that the one has made that is there now");
+	is(on_till($runner), $pid, 'by the same runner');
+}
+
 done_testing();
