@@ -258,17 +258,16 @@ pos_quarantine_close(PosRun *run)
 }
 
 /*
- * Lets the transactions go that wait because others do: the next push finds
- * out whether they still have to.
+ * Makes the transactions due that wait because others do: the next push finds
+ * out whether they still have to.  It lets them go itself, before it looks for the
+ * first one; one that is at work might send only the later ones of them.
  */
 void
-pos_quarantine_release_dependent(void)
+pos_quarantine_retry_dependent(void)
 {
-	pos_store_execute("WITH gone AS (DELETE FROM @.synchronize_quarantine"
+	pos_store_execute("UPDATE @.synchronize_quarantine SET retry_at = clock_timestamp()"
 					  " WHERE direction = 'push' AND reason = 'dependency'"
-					  " AND discarded_at IS NULL RETURNING id)"
-					  " DELETE FROM @.synchronize_held h USING gone g"
-					  " WHERE h.quarantine = g.id", 0, NULL, NULL, NULL);
+					  " AND discarded_at IS NULL", 0, NULL, NULL, NULL);
 }
 
 /*
@@ -292,7 +291,7 @@ pos_quarantine_release_conflict(PosModel *model, Datum local)
 						  " DELETE FROM @.synchronize_held h USING gone g"
 						  " WHERE h.quarantine = g.id RETURNING 1",
 						  2, types, values, NULL) > 0)
-		pos_quarantine_release_dependent();
+		pos_quarantine_retry_dependent();
 }
 
 /*

@@ -83,7 +83,21 @@ begin(FunctionCallInfo fcinfo)
 		elog(ERROR, "SPI_connect failed");
 }
 
-/* Lets the transaction that waits for an entry go, and the entry with it. */
+/*
+ * Makes the transaction that waits for an entry due.  It is the next push that lets it
+ * go: one that is at work may have passed it, and would send later ones before it.
+ */
+static void
+make_due(Entry *entry)
+{
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {Int64GetDatum(entry->id)};
+
+	pos_store_execute("UPDATE @.synchronize_quarantine SET retry_at = clock_timestamp()"
+					  " WHERE id = $1", 1, types, values, NULL);
+}
+
+/* Forgets an entry, and that anything waits for it. */
 static void
 release(Entry *entry)
 {
@@ -91,7 +105,7 @@ release(Entry *entry)
 	Datum		values[] = {Int64GetDatum(entry->id)};
 
 	if (entry->push)
-		pos_quarantine_release_dependent();
+		pos_quarantine_retry_dependent();
 	pos_store_execute("DELETE FROM @.synchronize_held WHERE quarantine = $1",
 					  1, types, values, NULL);
 	pos_store_execute("DELETE FROM @.synchronize_quarantine WHERE id = $1",
@@ -99,23 +113,21 @@ release(Entry *entry)
 }
 
 /*
- * Lets all transactions go that wait because the row of an entry is ambiguous:
+ * Makes all transactions due that wait because the row of an entry is ambiguous:
  * it is so no more.
  */
 static void
-release_row(Entry *entry)
+make_row_due(Entry *entry)
 {
 	Oid			types[] = {INT2OID, TEXTOID};
 	Datum		values[2];
 
 	values[0] = Int16GetDatum(entry->model);
 	values[1] = CStringGetTextDatum(entry->key);
-	pos_store_execute("WITH gone AS (DELETE FROM @.synchronize_quarantine"
+	pos_store_execute("UPDATE @.synchronize_quarantine SET retry_at = clock_timestamp()"
 					  " WHERE direction = 'push' AND reason = 'ambiguous'"
 					  " AND model = $1 AND local_key = $2"
-					  " AND discarded_at IS NULL RETURNING id)"
-					  " DELETE FROM @.synchronize_held h USING gone g"
-					  " WHERE h.quarantine = g.id", 2, types, values, NULL);
+					  " AND discarded_at IS NULL", 2, types, values, NULL);
 }
 
 /*
@@ -132,7 +144,7 @@ possync_retry(PG_FUNCTION_ARGS)
 	begin(fcinfo);
 	entry = read_entry(PG_GETARG_INT64(0), NULL);
 	if (entry.push)
-		release(&entry);
+		make_due(&entry);
 	else
 		ereport(NOTICE,
 				(errmsg("the next pull tries entry " INT64_FORMAT " again by itself",
@@ -259,8 +271,9 @@ possync_resolve(PG_FUNCTION_ARGS)
 					  " local_key_text) VALUES ($1, 'm', 0, $2, $3, $4, $5)",
 					  5, types, values, nulls);
 	if (entry.push)
-		release_row(&entry);
-	release(&entry);
+		make_row_due(&entry);
+	else
+		release(&entry);
 	SPI_finish();
 	PG_RETURN_VOID();
 }
@@ -295,7 +308,7 @@ possync_discard(PG_FUNCTION_ARGS)
 	pos_store_execute("DELETE FROM @.synchronize_held WHERE quarantine = $1",
 					  1, types, values, NULL);
 	if (entry.push)
-		pos_quarantine_release_dependent();
+		pos_quarantine_retry_dependent();
 	pos_store_execute("UPDATE @.synchronize_quarantine"
 					  " SET discarded_at = pg_catalog.now(),"
 					  " discarded_by = $2, discarded_because = $3"

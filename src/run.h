@@ -209,7 +209,7 @@ extern void pos_quarantine_missing(PosRun *run, PosModel *model,
 extern char *pos_quarantine_image(PosModel *model, Datum *values, bool *nulls);
 extern void pos_quarantine_store(PosRun *run);
 extern void pos_quarantine_close(PosRun *run);
-extern void pos_quarantine_release_dependent(void);
+extern void pos_quarantine_retry_dependent(void);
 extern void pos_quarantine_release_conflict(PosModel *model, Datum local);
 
 /* in history.c */

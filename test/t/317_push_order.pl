@@ -54,4 +54,27 @@ let_go(6);
 is(($pushing->answer)[0], 'ok', 'a push beside a transaction that takes its time to commit');
 is_same($till, $master, 'SELECT number, total FROM sale ORDER BY number', 'leaves rows as they were left');
 
+# Somebody lets a transaction go that is held, when a push has passed it and has not yet
+# come to a later one of the same row
+$_->run('SELECT pg_advisory_unlock_all()') for @locks;
+$locks[$_ - 1]->run("SELECT pg_advisory_lock($_)") for 1 .. 3;
+$master->safe_psql('postgres', 'DELETE FROM sale; ALTER TABLE sale ADD CONSTRAINT refused CHECK (number <> $$bad$$)');
+on_till('DELETE FROM sale');
+is(push_sales($till), 'ok', 'no sales');
+sell('bad');
+is(push_sales($till), 'ok', 'one that is refused');
+sell(map { "s$_" } 1 .. 3);
+$pushing->start_sql("SELECT status FROM possync_push('sale')");
+waits_for(1);
+on_till("DELETE FROM sale WHERE number = 'bad'");
+let_go(1);
+waits_for(2);
+on_till('SELECT possync_retry(id) FROM possync_quarantine');
+let_go($_) for 2, 3;
+is(($pushing->answer)[0], 'ok', 'a push beside somebody who retries');
+$master->safe_psql('postgres', 'ALTER TABLE sale DROP CONSTRAINT refused');
+on_till('SELECT possync_retry(id) FROM possync_quarantine');
+is(push_sales($till), 'ok', 'and another one');
+is_same($till, $master, 'SELECT number, total FROM sale ORDER BY number', 'sends what was let go before what came later');
+
 done_testing();
