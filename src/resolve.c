@@ -83,20 +83,6 @@ begin(FunctionCallInfo fcinfo)
 		elog(ERROR, "SPI_connect failed");
 }
 
-/*
- * Makes the transaction that waits for an entry due.  It is the next push that lets it
- * go: one that is at work may have passed it, and would send later ones before it.
- */
-static void
-make_due(Entry *entry)
-{
-	Oid			types[] = {INT8OID};
-	Datum		values[] = {Int64GetDatum(entry->id)};
-
-	pos_store_execute("UPDATE @.synchronize_quarantine SET retry_at = clock_timestamp()"
-					  " WHERE id = $1", 1, types, values, NULL);
-}
-
 /* Forgets an entry, and that anything waits for it. */
 static void
 release(Entry *entry)
@@ -110,6 +96,25 @@ release(Entry *entry)
 					  1, types, values, NULL);
 	pos_store_execute("DELETE FROM @.synchronize_quarantine WHERE id = $1",
 					  1, types, values, NULL);
+}
+
+/*
+ * Makes the transaction that waits for an entry due.  It is the next push that lets it
+ * go: one that is at work may have passed it, and would send later ones before it.
+ * What a pull has found in conflict is none of a transaction, and no push will say that
+ * it has arrived.
+ */
+static void
+make_due(Entry *entry)
+{
+	Oid			types[] = {INT8OID};
+	Datum		values[] = {Int64GetDatum(entry->id)};
+
+	if (pos_store_execute("UPDATE @.synchronize_quarantine"
+						  " SET retry_at = clock_timestamp()"
+						  " WHERE id = $1 AND txid IS NOT NULL RETURNING 1",
+						  1, types, values, NULL) == 0)
+		release(entry);
 }
 
 /*

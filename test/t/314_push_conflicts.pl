@@ -70,6 +70,9 @@ for my $policy (qw(remote_wins newest ask))
 	if ($policy eq 'ask')
 	{
 		like(held(), qr{^conflict push remote row \d+ was changed too, conflict pull }, "$policy: asks");
+		on_till(q(SELECT possync_retry(id) FROM possync_quarantine WHERE direction = 'push'));
+		is(push_sales($till), 'ok', "$policy: tried again");
+		is(on_till('SELECT count(*) FROM possync_quarantine WHERE direction = $$push$$'), '1', "$policy: it waits as before, once");
 		on_till(q(SELECT possync_resolve(id, 'local') FROM possync_quarantine WHERE direction = 'push'));
 		is(push_sales($till), 'ok', "$policy: what was chosen");
 		like(names(), qr{^\S+ x$round .* / \S+ x$round}, "$policy: is pushed") or note(held());
